@@ -1,0 +1,380 @@
+"""Paint a photograph in the style of a painting by optimising its pixels (Gatys 2015, arXiv 1508.06576).
+
+    python experiments/gatys.py --optimizer lbfgs
+    python experiments/gatys.py --content photo.jpg --style painting.jpg --output picture.png --preset quality
+
+The first paints the bundled photograph in the bundled style at 512 px, in one to three minutes on two CPU cores.
+"""
+
+import csv
+import io
+import json
+import platform
+import shlex
+import sys
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+import nstjax
+from nstjax import color, features, files, images, losses, objectives, plots, pyramid, solvers, terminal
+from nstjax.errors import InputError
+from nstjax.features import vgg
+
+PICTURES = Path(nstjax.__file__).parent / "pictures"
+MINIMUM = 32  # pixels: the short side at which relu5_1 still has 2 x 2 positions
+
+
+class Recipe(NamedTuple):
+    """What a preset sets; a flag overrides it."""
+
+    size: int = 512
+    steps: int = 100
+    scales: int | None = None
+    optimizer: str = "lbfgs"
+    content_weight: float = 1.0
+    style_weight: float = 1e3
+    tv_weight: float = 0.0
+    content_layers: tuple[str, ...] = ("relu4_2",)
+    style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+    style_layer_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0)
+    wasserstein: bool = False
+    average: float = 0.0
+    ratio: float = 2.0
+    coarse: float = 1 / 3
+    edge: str = "zero"
+
+
+PRESETS = {
+    # Gatys's loss, coarse to fine, in the time that a user waits for a first picture.
+    "fast": Recipe(),
+    # The notebook that Gatys released: one size, 500 iterations of L-BFGS from the content, no priors.
+    "gatys": Recipe(steps=500),
+    # Crowson's style-transfer-pytorch: Wasserstein distances, scales by sqrt 2, averaged iterates of Adam.
+    "quality": Recipe(
+        steps=400,
+        optimizer="adam",
+        wasserstein=True,
+        average=0.99,
+        ratio=2**0.5,
+        coarse=1.0,
+        edge="replicate",
+        content_weight=0.015,
+        style_weight=1.0,
+        tv_weight=2.0,
+        style_layer_weights=(256 / 341, 64 / 341, 16 / 341, 4 / 341, 1 / 341),
+    ),
+}
+LEARNING_RATES = {"lbfgs": 1.0, "lbfgs-optax": 1.0, "adam": 0.02, "adamw": 0.02, "gd": 1 / 255}
+
+
+def main(
+    *,
+    content: Path = PICTURES / "astronaut.jpg",
+    style: tuple[Path, ...] = (PICTURES / "brushwork.jpg",),
+    output: Path = Path("gatys.png"),
+    preset: Literal["fast", "gatys", "quality"] = "fast",
+    size: int | None = None,
+    steps: int | None = None,
+    scales: int | None = None,
+    strength: float | None = None,
+    optimizer: Literal["lbfgs", "lbfgs-optax", "adam", "adamw", "gd"] | None = None,
+    learning_rate: float | None = None,
+    network: Literal["vgg19", "vgg16"] = "vgg19",
+    weights: str = "bundled",
+    pooling: Literal["max", "average"] = "max",
+    content_weight: float | None = None,
+    style_weight: float | None = None,
+    tv_weight: float | None = None,
+    laplacian_weight: float = 0.0,
+    content_layers: tuple[str, ...] | None = None,
+    style_layers: tuple[str, ...] | None = None,
+    style_layer_weights: tuple[float, ...] | None = None,
+    distance: Literal["mse", "charbonnier"] = "mse",
+    init: str = "content",
+    seed: int = 0,
+    style_blend: tuple[float, ...] = (),
+    style_scale: float = 1.0,
+    style_mask: tuple[Path, ...] = (),
+    content_mask: tuple[Path, ...] = (),
+    preserve_color: Literal["none", "luminance", "covariance", "histogram"] = "none",
+    frames: Path | None = None,
+    frames_every: int = 5,
+    curve: Path | None = None,
+) -> None:
+    """Paint a photograph in the style of a painting.
+
+    Args:
+        content: the photograph.
+        style: one painting or several, which are blended, or painted each into its --content-mask.
+        output: the picture to write: .png (holds the command that made it), .jpg, .webp, .tif or .bmp.
+        preset: fast (Gatys's loss, coarse to fine), gatys (his notebook: 500 steps), quality (Wasserstein, slow, best).
+        size: long side of the picture in pixels.
+        steps: work to do, in steps at full size; coarse scales take their share of it, with more steps as they cost
+            less.
+        scales: number of sizes from coarse to fine; by default as many as fit, and 1 with --preset gatys.
+        strength: 0 (the photograph) to 1 (style alone), the same at every size and for both networks; about 0.5 is
+            usual.
+        optimizer: lbfgs is jaxopt's; lbfgs-optax, adam and adamw are optax's; gd is gradient descent.
+        learning_rate: of a step; by default 1 (L-BFGS), 0.02 (Adam) or 1/255 (gd: mean change of pixels at the first
+            step).
+        network: the network whose features are compared.
+        weights: bundled, keras or torchvision (downloaded), or a .h5, .pth, .onnx, .npz or .safetensors file.
+        pooling: of the network; average makes smoother pictures.
+        content_weight: of the content loss.
+        style_weight: of the style loss.
+        tv_weight: of the squared total variation, against noise.
+        laplacian_weight: of the Laplacian loss, which keeps the photograph's edges.
+        content_layers: the network's layers that keep the content.
+        style_layers: the network's layers that carry the style.
+        style_layer_weights: a number for each of the style layers.
+        distance: of activations and Gram matrices.
+        init: the picture to start from: content, noise, gray, style, or a picture's path (a result, to go on from
+            there).
+        seed: of the noise.
+        style_blend: a number for each style, their shares.
+        style_scale: size of the styles' strokes: the styles' long side is this many times --size.
+        style_mask: for each style a picture, white where the style is to be learned from.
+        content_mask: for each style a picture, white where it is to be painted.
+        preserve_color: keep the photograph's colours (Gatys 2016): paint luminance only, or recolour the styles before.
+        frames: a folder to write the picture into every --frames-every steps.
+        frames_every: steps between two frames.
+        curve: a .csv file for every loss term at every evaluation; a plot is written beside it.
+    """
+    flags = dict(locals())
+    recipe = PRESETS[preset]._replace(**{name: flags[name] for name in Recipe._fields if flags.get(name) is not None})
+    if style_layers is not None and style_layer_weights is None:
+        recipe = recipe._replace(style_layer_weights=(1.0,) * len(style_layers))
+    check(recipe, flags)
+
+    sizes = pyramid.sizes(recipe.size, scales=recipe.scales, smallest=max(128, MINIMUM), ratio=recipe.ratio)
+    counts = pyramid.steps(sizes, recipe.steps, coarse=recipe.coarse)
+    pool = {"max": vgg.max_pool, "average": vgg.average_pool}[pooling]
+    extract = partial(features.EXTRACTORS[network].features, pool=pool, edge=recipe.edge)
+    objective, targets = losses_of(recipe, extract, distance)
+    solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1])
+    params = features.load(network, weights, like=images.load(PICTURES / "astronaut.jpg", size=256))
+    term_weights = {"content": recipe.content_weight, "style": recipe.style_weight}
+    term_weights |= {"tv": recipe.tv_weight, "laplacian": laplacian_weight}
+
+    def prepare(size):
+        """The content picture at a size, and the objective's data for it."""
+        photograph = images.load(content, size=size, minimum=MINIMUM)
+        picture = in_gray(photograph) if preserve_color == "luminance" else photograph
+        styles = load_styles(
+            style,
+            size=round(size * style_scale),
+            masks=style_mask,
+            regions=content_mask,
+            blend=style_blend,
+            shape=picture.shape,
+        )
+        styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
+        data = jax.jit(targets)(
+            params,
+            picture,
+            styles,
+            weights={name: weight for name, weight in term_weights.items() if weight},
+            content_layers=dict.fromkeys(recipe.content_layers, 1.0),
+            style_layers=dict(zip(recipe.style_layers, recipe.style_layer_weights, strict=True)),
+        )
+        if strength is not None:
+            data = jax.jit(partial(objectives.balance, objective))(data, picture, strength=strength)
+        return picture, data
+
+    def finished(picture):
+        """The picture to show, with the photograph's colours where only its luminance was painted."""
+        if preserve_color != "luminance":
+            return np.asarray(picture)
+        photograph = images.load(content, size=picture.shape[:2])
+        return np.asarray(color.with_luminance(photograph, color.luminance(picture)))
+
+    rows: list[dict] = []
+    picture, ending = None, ""
+    bar = tqdm(total=sum(counts), unit="step", dynamic_ncols=True, desc="compiling")
+    with terminal.stop_signals() as stopped, bar:
+        start = partial(first_picture, init=init, style=style[0], seed=seed)
+        try:
+            for side, picture, terms in pyramid.run(solver, prepare, start, sizes=sizes, steps=counts):
+                rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
+                bar.set_description(f"{side} px, loss {terms['loss']:.4g}", refresh=False)
+                bar.update()
+                if frames and (len(rows) - 1) % frames_every == 0:
+                    shape = images.shape(content, size=recipe.size)
+                    images.save(frames / f"{len(rows):05d}.jpg", images.resize(finished(picture), shape))
+                if stopped():
+                    ending = f"stopped by {stopped()} at step {len(rows)} of {bar.total}: "
+                    break
+        except FloatingPointError as error:
+            ending = (
+                f"stopped at step {len(rows)} of {bar.total}, {error} (try another --optimizer or --learning-rate): "
+            )
+
+    if picture is None:
+        raise InputError(f"{ending}there is no picture to save")
+    images.save(output, finished(picture), metadata=recipe_of_picture())
+    if curve:
+        write_curve(curve, rows)
+    h, w, _ = picture.shape
+    print(f"{ending}saved {output}, {w} x {h} px, loss {rows[-1]['loss']:.4g}, {rows[-1]['seconds']:.0f} s")
+    if ending:
+        sys.exit({"SIGINT": 130, "SIGTERM": 143}.get(stopped() or "", 1))
+
+
+def check(recipe, flags):
+    """Refuse flags that contradict each other, or files that cannot be written, before any work."""
+    layers = features.EXTRACTORS[flags["network"]].layers
+    for name in recipe.content_layers + recipe.style_layers:
+        if name not in layers:
+            raise InputError(f"no layer {name!r} in {flags['network']}; it has {', '.join(layers)}")
+    styles = len(flags["style"])
+    conditions = {
+        f"--size {recipe.size}: at least {MINIMUM} pixels are needed": recipe.size >= MINIMUM,
+        f"--steps {recipe.steps}: give at least 1": recipe.steps >= 1,
+        "--scales: give at least 1": recipe.scales is None or recipe.scales >= 1,
+        "--frames-every: give at least 1": flags["frames_every"] >= 1,
+        "--style-scale: give a number above 0": flags["style_scale"] > 0,
+        "--strength: give a number from 0 to 1": flags["strength"] is None or 0 <= flags["strength"] <= 1,
+        "--learning-rate: give a number above 0": flags["learning_rate"] is None or flags["learning_rate"] > 0,
+        "--strength sets --content-weight and --style-weight: give either it or them": flags["strength"] is None
+        or flags["content_weight"] is flags["style_weight"] is None,
+        "weights: give numbers that are not negative": min(
+            recipe.content_weight,
+            recipe.style_weight,
+            recipe.tv_weight,
+            flags["laplacian_weight"],
+            *recipe.style_layer_weights,
+        )
+        >= 0,
+        "--content-weight and --style-weight are both 0: there is nothing to paint": recipe.content_weight
+        + recipe.style_weight
+        > 0,
+        f"--style-layer-weights: give one for each of the {len(recipe.style_layers)} style layers": len(
+            recipe.style_layers
+        )
+        == len(recipe.style_layer_weights),
+        "--style: give at least one picture": styles > 0,
+        f"--style-blend: give one number for each of the {styles} styles": len(flags["style_blend"]) in (0, styles),
+        "--style-blend: give numbers that are not negative, and not all 0": not flags["style_blend"]
+        or (min(flags["style_blend"]) >= 0 and sum(flags["style_blend"]) > 0),
+        f"--content-mask: give one for each of the {styles} styles": len(flags["content_mask"]) in (0, styles),
+        f"--style-mask: give one for each of the {styles} styles": len(flags["style_mask"]) in (0, styles),
+        f"--curve {flags['curve']}: give a name that ends in .csv": flags["curve"] is None
+        or flags["curve"].suffix == ".csv",
+    }
+    for complaint, holds in conditions.items():
+        if not holds:
+            raise InputError(complaint)
+    if recipe.scales and recipe.size / recipe.ratio ** (recipe.scales - 1) < MINIMUM:
+        raise InputError(
+            f"--scales {recipe.scales}: the smallest would be under {MINIMUM} pixels; give fewer, or a larger --size"
+        )
+    images.check_writable(flags["output"])
+    if flags["curve"]:
+        plots.require("--curve")
+        files.check_writable(flags["curve"])
+    if flags["frames"]:
+        images.check_writable(flags["frames"] / "00001.jpg")
+
+
+def losses_of(recipe, extract, distance):
+    """(objective, targets) of a recipe."""
+    distance = {"mse": losses.mse, "charbonnier": losses.charbonnier}[distance]
+    if recipe.wasserstein:
+        style = {"statistic": losses.gaussian, "style_distance": losses.wasserstein2, "prepare": losses.with_root}
+    else:
+        # Dividing by CHW, flat weights equal the 1e3 / C^2 of the notebook on F F^T / HW.
+        style = {"statistic": partial(losses.gram, normalization="johnson"), "style_distance": distance}
+    return objectives.neural_style(extract, content_distance=distance, **style)
+
+
+def solver_of(recipe, objective, learning_rate, steps):
+    """The solver of a recipe; Adam's rate falls along a cosine over the steps of each size."""
+    rate = optax.cosine_decay_schedule(learning_rate, steps)
+    return {
+        "lbfgs": lambda: solvers.lbfgs(objective, learning_rate=learning_rate),
+        "lbfgs-optax": lambda: solvers.gradient(
+            objective, optax.lbfgs(learning_rate, memory_size=20, linesearch=None), jump=solvers.JUMP
+        ),
+        "adam": lambda: solvers.gradient(objective, optax.adam(rate, b2=0.99), average=recipe.average),
+        "adamw": lambda: solvers.gradient(objective, optax.adamw(rate, b2=0.99), average=recipe.average),
+        "gd": lambda: solvers.gradient(
+            objective, optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate)), jump=solvers.JUMP
+        ),
+    }[recipe.optimizer]()
+
+
+def load_styles(paths, *, size, masks, regions, blend, shape):
+    """The style pictures with their long side at a size, their masks, and shares that sum to 1."""
+    pictures = [images.load(path, size=size, minimum=MINIMUM) for path in paths]
+    regions = [images.load_mask(path, shape=shape[:2]) for path in regions] or [None] * len(paths)
+    masks = [images.load_mask(path, shape=picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]
+    shares = np.array(blend or [1.0] * len(paths), np.float32)
+    shares /= shares.sum()
+    if regions[0] is not None:
+        # A region counts as much as the part of the picture that it covers, so that each of its pixels counts the same.
+        shares = shares * len(paths) * [region.mean() for region in regions]
+    columns = {"image": pictures, "mask": masks or [None] * len(paths), "region": regions, "weight": list(shares)}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def in_gray(image):
+    """A picture's luminance, [H, W, 3]."""
+    return np.repeat(np.asarray(color.luminance(image))[..., None], 3, axis=-1)
+
+
+def in_gray_like(style, photograph):
+    """A style's luminance, with the photograph's mean and contrast (Gatys 2016, arXiv 1606.05897, section 3.2)."""
+    y = color.match_luminance(color.luminance(style), color.luminance(photograph))
+    return np.repeat(np.asarray(y)[..., None], 3, axis=-1)
+
+
+RECOLOR = {
+    "none": lambda style, photograph: style,
+    "luminance": in_gray_like,
+    "covariance": color.match_covariance,
+    "histogram": color.match_histogram,
+}
+
+
+def first_picture(content, *, init, style, seed):
+    """The picture [H, W, 3] to start from."""
+    noise = jax.random.uniform(jax.random.key(seed), content.shape)
+    starts = {
+        "content": lambda: content,
+        "noise": lambda: noise,
+        "gray": lambda: np.full_like(content, 0.5),
+        "style": lambda: images.load(style, size=content.shape[:2]),
+    }
+    return starts.get(init, lambda: images.load(init, size=content.shape[:2]))()
+
+
+def recipe_of_picture():
+    """What it takes to make the picture again: the command and the versions of what ran it."""
+    packages = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "pillow")
+    versions = {"nstjax": nstjax.__version__, "python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"Software": "nstjax", "Command": shlex.join(["python", *sys.argv]), "Versions": json.dumps(versions)}
+
+
+def write_curve(path, rows):
+    """Every loss term at every evaluation, as a table and as a plot beside it."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    files.write(path, text.getvalue().encode())
+    terms = [name for name in rows[0] if name not in ("evaluations", "seconds", "size", "failures")]
+    files.write(path.with_suffix(".png"), plots.curves(rows, terms=terms))
+
+
+if __name__ == "__main__":
+    terminal.tune_malloc()
+    with terminal.refusals("gatys.py"):
+        tyro.cli(main)

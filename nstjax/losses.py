@@ -1,0 +1,215 @@
+"""What style transfer compares and how: statistics of features, distances between them, priors on pictures.
+
+Every function is pure and works under jit, grad and vmap. A loss is a distance between statistics, layer by layer:
+
+    layerwise(features, targets, statistic=gram, distance=mse, weights={"relu1_1": 1.0, ...})
+
+where `targets` are the statistics of the content or style picture's features. Features are [H, W, C].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# --- statistics: features [H, W, C] -> what is compared
+
+
+def activations(x, *, mask=None):
+    """The features themselves, [H, W, C]: content (Gatys 2015, arXiv 1508.06576, eq. 1); a mask [H, W] fades them."""
+    return x if mask is None else x * mask[..., None]
+
+
+# What F F^T is divided by, for features of h x w positions and c channels.
+GRAM_NORMALIZATIONS = {
+    "gatys": lambda h, w, c: 1,
+    "kitov": lambda h, w, c: h * w,
+    "johnson": lambda h, w, c: h * w * c,
+    "restynet": lambda h, w, c: 2 * h * w * c,
+}
+
+
+def gram(x, *, mask=None, normalization="kitov"):
+    """Gram matrix F F^T [C, C] of features [H, W, C], divided according to `normalization`:
+
+    - "gatys": by 1 (arXiv 1508.06576, eq. 3; its style loss is then `sum / (4 C^2 (HW)^2)` over entries);
+    - "kitov": by HW, the mean over pixels, which does not depend on the picture's size (Kitov's lecture);
+    - "johnson": by CHW (Johnson 2016, arXiv 1603.08155, eq. 3);
+    - "restynet": by 2CHW, which puts the 1/(4 C^2 (HW)^2) of Gatys's style loss (eq. 4) into the matrix.
+
+    A mask [H, W] >= 0 weights the pixels, and its sum takes the place of HW (guided Gram matrix of Gatys 2017,
+    arXiv 1611.07865, eq. 4, where it is the square of their guidance channel). Raises ValueError for other names.
+    """
+    if normalization not in GRAM_NORMALIZATIONS:
+        raise ValueError(f"no Gram normalization {normalization!r}; there are {', '.join(GRAM_NORMALIZATIONS)}")
+    h, w, c = x.shape
+    scale = 1 / GRAM_NORMALIZATIONS[normalization](h, w, c)
+    x = x.reshape(h * w, c)
+    if mask is None:
+        return x.T @ x * scale
+    mask = mask.reshape(h * w)
+    # The same as above for a mask of ones; for "gatys" too, whose sum grows with the region.
+    share = 1.0 if normalization == "gatys" else h * w / jnp.maximum(mask.sum(), 1e-6)
+    return (x * mask[:, None]).T @ x * (scale * share)
+
+
+def moments(x, *, mask=None, epsilon=1e-5):
+    """Mean and standard deviation of each channel, [2, C] (AdaIN, Huang 2017, arXiv 1703.06868, eq. 13)."""
+    mean, x = _centered(x, mask)
+    return jnp.stack([mean, jnp.sqrt((x**2).sum(0) + epsilon)])
+
+
+class Gaussian(NamedTuple):
+    """A normal distribution of feature vectors; `root`, if known, is the covariance's square root."""
+
+    mean: jax.Array  # [C]
+    covariance: jax.Array  # [C, C]
+    root: jax.Array | None = None  # [C, C]
+
+
+def gaussian(x, *, mask=None):
+    """Mean [C] and covariance [C, C] of the feature vectors [H, W, C], as a `Gaussian`."""
+    mean, x = _centered(x, mask)
+    return Gaussian(mean, x.T @ x)
+
+
+def _centered(x, mask):
+    """Mean [C], and deviations [HW, C] from it scaled so that their squares sum to the variance."""
+    h, w, c = x.shape
+    x = x.reshape(h * w, c)
+    share = (
+        jnp.full((h * w, 1), 1 / (h * w)) if mask is None else mask.reshape(h * w, 1) / jnp.maximum(mask.sum(), 1e-6)
+    )
+    mean = (share * x).sum(0)
+    return mean, jnp.sqrt(share) * (x - mean)
+
+
+# --- distances: two statistics of the same shape -> a number >= 0
+
+
+def mse(a, b):
+    """Mean squared difference of two arrays; of two trees of arrays, the sum over their leaves."""
+    return _over_leaves(lambda a, b: jnp.mean((a - b) ** 2), a, b)
+
+
+def charbonnier(a, b, *, epsilon=1e-3):
+    """Mean of sqrt(d^2 + epsilon^2), a smooth absolute difference (Pandey 2018; Charbonnier 1994); at least epsilon.
+
+    Of two trees of arrays, the sum over their leaves.
+    """
+    return _over_leaves(lambda a, b: jnp.mean(jnp.sqrt((a - b) ** 2 + epsilon**2)), a, b)
+
+
+def _over_leaves(distance, a, b):
+    return sum(jax.tree.leaves(jax.tree.map(distance, a, b)))
+
+
+def wasserstein2(a, b, *, jitter=1e-4):
+    """Squared Wasserstein-2 distance of two `Gaussian`s, divided by the number of channels.
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2) (Dowson and Landau 1982; for style: Crowson's
+    style-transfer-pytorch). `jitter` times B's mean variance is added to both diagonals. Give `b` its `root`
+    (`with_root`) where it is used many times.
+    """
+    c = a.mean.shape[0]
+    ridge = jitter * jnp.trace(b.covariance) / c
+    root = sqrtm(b.covariance + ridge * jnp.eye(c))[0] if b.root is None else b.root
+    cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
+    traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
+    return mse(a.mean, b.mean) + (traces - 2 * cross) / c
+
+
+def with_root(g, *, jitter=1e-4):
+    """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
+    c = g.mean.shape[0]
+    return g._replace(root=sqrtm(g.covariance + jitter * jnp.trace(g.covariance) / c * jnp.eye(c))[0])
+
+
+def sqrtm(a, *, iterations=15):
+    """Square root and inverse square root of a symmetric positive definite matrix [C, C].
+
+    Newton-Schulz iterations (Higham 2008, Functions of Matrices, eq. 6.35): matrix products alone, which every
+    accelerator does well. Eigenvalues under about 1e-5 of the largest are not resolved.
+    """
+    norm = jnp.maximum(jnp.linalg.norm(a), jnp.finfo(a.dtype).tiny)
+    identity = jnp.eye(a.shape[0], dtype=a.dtype)
+
+    def iterate(_, yz):
+        y, z = yz
+        t = 1.5 * identity - 0.5 * z @ y
+        return y @ t, t @ z
+
+    y, z = jax.lax.fori_loop(0, iterations, iterate, (a / norm, identity))
+    return y * jnp.sqrt(norm), z / jnp.sqrt(norm)
+
+
+# d tr(A^1/2) = tr(A^-1/2 dA) / 2, and the iterations give A^-1/2 for nothing.
+@jax.custom_vjp
+def _trace_sqrtm(a):
+    return jnp.trace(sqrtm(a)[0])
+
+
+def _trace_sqrtm_forward(a):
+    root, inverse = sqrtm(a)
+    return jnp.trace(root), inverse
+
+
+_trace_sqrtm.defvjp(_trace_sqrtm_forward, lambda inverse, g: (0.5 * g * inverse.T,))
+
+# --- priors: pictures [H, W, C] -> a number, or a statistic of pictures
+
+
+def total_variation(image, *, power=2.0):
+    """Mean over pixels of |dx|^power + |dy|^power, summed over channels; dx, dy are differences of neighbours.
+
+    Kitov's three forms: squared (power=2), absolute (power=1), and any power > 0 (for 2 it is also the form of
+    Mahendran and Vedaldi 2015, arXiv 1412.0035, with beta = 2).
+    """
+    h, w = image.shape[:2]
+    # The power of an exact zero has no gradient for powers under 2.
+    size = jnp.abs if power == 1 else lambda d: (d**2 + 1e-12) ** (power / 2) if power != 2 else d**2
+    dx, dy = jnp.diff(image, axis=1), jnp.diff(image, axis=0)
+    return (size(dx).sum() + size(dy).sum()) / (h * w)
+
+
+def laplacian(image, *, pool=4):
+    """Laplacian [H/pool, W/pool, C] of a picture averaged over pool x pool pixels (Li 2017, arXiv 1707.01253, eq. 4).
+
+    A statistic: mse(laplacian(image), laplacian(content)) keeps the content's edges. The filter is
+    [[0, -1, 0], [-1, 4, -1], [0, -1, 0]], the picture's border continued. Raises ValueError if a side is under `pool`.
+    """
+    h, w, c = image.shape
+    if min(h, w) < pool:
+        raise ValueError(f"a picture of {h}x{w} pixels cannot be averaged over {pool}x{pool}")
+    x = image[: h // pool * pool, : w // pool * pool].reshape(h // pool, pool, w // pool, pool, c).mean((1, 3))
+    p = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    return 4 * x - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:]
+
+
+# --- losses
+
+
+def layerwise(features, targets, *, statistic=gram, distance=mse, weights=None, masks=None):
+    """Sum over the layers of `targets` of weight * distance(statistic(features), target).
+
+    features: {layer: [H, W, C]}; targets: {layer: a statistic}; weights: {layer: number}, 1 for each by default;
+    masks: {layer: [H, W]}, none by default. Raises ValueError for a layer that is not among the features.
+    """
+    for name in targets:
+        if name not in features:
+            raise ValueError(f"no layer {name!r}; there are {', '.join(features)}")
+    total = 0.0
+    for name, target in targets.items():
+        x = statistic(features[name], mask=None if masks is None else masks[name])
+        total += (1.0 if weights is None else weights[name]) * distance(x, target)
+    return total
+
+
+def content(features, targets, *, distance=mse, weights=None):
+    """Content loss: distance of features, {layer: [H, W, C]}, from the content picture's (arXiv 1508.06576, eq. 1)."""
+    return layerwise(features, targets, statistic=activations, distance=distance, weights=weights)
+
+
+def style(features, targets, *, statistic=gram, distance=mse, weights=None, masks=None):
+    """Style loss: distance of the features' statistic from the style picture's (arXiv 1508.06576, eq. 4 and 5)."""
+    return layerwise(features, targets, statistic=statistic, distance=distance, weights=weights, masks=masks)

@@ -1,0 +1,50 @@
+"""Coarse to fine: paint small first, where strokes and shapes are large, then enlarge and go on."""
+
+import math
+
+import numpy as np
+
+from nstjax import images, solvers
+
+
+def sizes(size, *, scales=None, smallest=128, ratio=2.0):
+    """Long sides in pixels from coarse to fine, each `ratio` times the one before, ending at `size`.
+
+    scales: how many; by default as many as keep the coarsest at `smallest` or above.
+    """
+    if scales is None:
+        scales = 1 + max(0, math.floor(math.log(size / smallest, ratio) + 1e-9))
+    return [round(size / ratio**i) for i in reversed(range(scales))]
+
+
+def steps(sizes, work, *, coarse=1 / 3):
+    """Steps at each size that cost together as much as `work` steps at the last one, at least 1 each.
+
+    The coarser sizes take `coarse` times as many steps as the last: they need only lay out the picture.
+    """
+    cost = 1 + coarse * sum((size / sizes[-1]) ** 2 for size in sizes[:-1])
+    return [max(1, round(coarse * work / cost))] * (len(sizes) - 1) + [max(1, round(work / cost))]
+
+
+def enlarge(picture, before, after):
+    """A picture [h, w, 3] painted over `before`, at the size of `after` [H, W, 3], the same content in more detail.
+
+    The content's detail that `before` could not hold is added, so that the next scale starts from a picture that is
+    sharp.
+    """
+    detail = after - images.resize(before, after.shape[:2])
+    return np.clip(images.resize(picture, after.shape[:2]) + detail, 0, 1)
+
+
+def run(solver, prepare, start, *, sizes, steps):
+    """Optimise at each size in turn, `steps` of each: yields (size, picture [h, w, 3], terms) as `solvers.run` does.
+
+    prepare(size) -> (content [h, w, 3], data of the objective); start(content) -> the first picture.
+    """
+    picture, before = None, None
+    for size, count in zip(sizes, steps, strict=True):
+        content, data = prepare(size)
+        image = start(content) if before is None else enlarge(picture, before, content)
+        for _, picture, terms in solvers.run(solver, image, data, steps=count):
+            yield size, picture, terms
+        before = content

@@ -1,0 +1,166 @@
+"""Optimising a picture: L-BFGS (jaxopt) and any gradient transformation of optax, one evaluation of the loss a step.
+
+Pictures stay in [0, 1] by projection after every step: the picture that is saved is the picture whose loss was
+lowered. Of the ways to stay in gamut that were compared (benchmarks/README.md), it is the best, and it is free.
+
+The only file that imports jaxopt.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "JAXopt is no longer maintained", DeprecationWarning)
+    import jaxopt
+
+# A step after which the loss is this many times the last one has failed.
+JUMP = 1.5
+# Without curvature information a step changes pixels by this much on average.
+FIRST_STEP = 1 / 255
+
+
+class Solver(NamedTuple):
+    """init(image, data) -> state, without evaluating the loss; step(image, state, data) -> (image, state, terms).
+
+    A step evaluates the loss and its gradient once. terms: those of the objective, "loss" and "failures" (how many
+    evaluations in a row were not finite, or jumped up; the solver then goes back and tries shorter steps).
+    result(image, state): the picture to show and to save.
+    """
+
+    init: Callable
+    step: Callable
+    result: Callable = lambda image, state: image
+
+
+def in_gamut(image):
+    """The nearest picture in [0, 1]."""
+    return jnp.clip(image, 0, 1)
+
+
+def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
+    """jaxopt's L-BFGS with steps of fixed length `learning_rate` along its direction, projected, as a `Solver`.
+
+    The gradient is taken at the projected picture. When a step fails, the solver returns to the picture before it and
+    searches along the steepest descent, ten times shorter at each attempt. objective: (image, data) -> (loss, terms).
+    """
+
+    def evaluate(image, data):
+        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(project(image), data)
+        return (loss, terms), jnp.where(jnp.isfinite(loss), grad, 0)
+
+    inner = jaxopt.LBFGS(evaluate, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
+
+    def init(image, data):
+        # Zeros instead of jaxopt's own state, which costs an evaluation and its compilation: the gradient is zero, so
+        # the first step stays where it is and evaluates the loss there.
+        shapes = jax.eval_shape(lambda image, data: inner.init_state(image, data=data), image, data)
+        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        return state._replace(value=jnp.full_like(state.value, jnp.inf), aux=jnp.zeros((), int))
+
+    def step(image, state, data):
+        trial, new = inner.update(image, state, data=data)
+        failed = ~(new.value <= JUMP * state.value)
+        steepest = FIRST_STEP / jnp.maximum(jnp.abs(new.grad).mean(), 1e-30)
+        failures = jnp.where(failed, state.aux + 1, 0)
+        terms = new.aux | {"loss": new.value, "failures": failures}
+        new = new._replace(
+            value=jnp.where(failed, state.value, new.value),
+            grad=jnp.where(failed, state.grad, new.grad),
+            # Pairs of negative curvature, and all pairs after a failure, leave the approximation of the Hessian.
+            rho_history=jnp.where(failed, 0, jnp.maximum(new.rho_history, 0)),
+            gamma=jnp.where(failed, 0.1 * state.gamma, jnp.where(new.gamma > 0, new.gamma, steepest)),
+            aux=failures,
+        )
+        return jnp.where(failed, image, project(trial)), new, terms
+
+    return Solver(init, step)
+
+
+class GradientState(NamedTuple):
+    """The transformation's state, and the last good evaluation."""
+
+    inner: Any
+    image: jax.Array
+    grad: jax.Array
+    loss: jax.Array
+    scale: jax.Array
+    failures: jax.Array
+    average: jax.Array
+    count: jax.Array
+
+
+def gradient(objective, transformation, *, jump=float("inf"), average=0.0, project=in_gamut):
+    """An optax transformation of the gradient (Adam, AdamW, `optax.lbfgs` without line search ...) as a `Solver`.
+
+    jump: a loss this many times the last one is a failure; after one the solver returns to the last good picture,
+    forgets its memory and makes steps ten times shorter. average: decay of an exponential moving average of the
+    pictures, corrected for its bias, which is the result; 0 for the last picture.
+    """
+
+    def init(image, data):
+        zero = jnp.zeros(())
+        return GradientState(
+            transformation.init(image),
+            image,
+            jnp.zeros_like(image),
+            zero + jnp.inf,
+            zero + 1,
+            jnp.zeros((), int),
+            image,
+            zero,
+        )
+
+    def step(image, state, data):
+        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
+        failed = ~(jnp.isfinite(jnp.vdot(grad, grad)) & jnp.isfinite(loss) & (loss <= jump * state.loss))
+        failures = jnp.where(failed, state.failures + 1, 0)
+        terms = terms | {"loss": loss, "failures": failures}
+        image, grad, loss, scale = _choose(
+            failed,
+            (state.image, state.grad, state.loss, 0.1 * state.scale),
+            (image, grad, loss, jnp.minimum(1.0, 1.5 * state.scale)),
+        )
+        inner = _choose(failed, transformation.init(image), state.inner)
+        update, inner = transformation.update(grad, inner, image)
+        new = project(image + scale * update)
+        count = state.count + 1
+        mean = state.average + (new - state.average) * (1 - average) / (1 - average**count)
+        return new, GradientState(inner, image, grad, loss, scale, failures, mean, count), terms
+
+    return Solver(init, step, lambda image, state: state.average)
+
+
+def by_first_gradient():
+    """An optax transformation that divides every gradient by the first one's mean size: a fixed scale."""
+
+    def update(updates, scale, params=None):
+        scale = jnp.where(scale > 0, scale, 1 / jnp.maximum(jnp.abs(updates).mean(), 1e-30))
+        return updates * scale, scale
+
+    return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+
+
+def _choose(condition, yes, no):
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def run(solver, image, data, *, steps, give_up=10):
+    """Optimise a picture [H, W, 3]: yields (step, picture, terms) after each of `steps` steps, from 1.
+
+    Raises FloatingPointError after `give_up` failed evaluations in a row; the last picture yielded is then the last
+    good one.
+    """
+    step = jax.jit(solver.step, donate_argnums=1)
+    image = jnp.asarray(image)
+    state = solver.init(image, data)
+    for number in range(1, steps + 1):
+        image, state, terms = step(image, state, data)
+        terms = {name: float(value) for name, value in terms.items()}
+        if terms["failures"] >= give_up:
+            raise FloatingPointError(f"the loss is {terms['loss']:.4g} at step {number}, {give_up} times in a row")
+        yield number, solver.result(image, state), terms

@@ -1,0 +1,55 @@
+"""What a long command in a terminal needs: memory settings, polite refusals, an end by Ctrl-C that loses nothing."""
+
+import contextlib
+import ctypes
+import signal
+import sys
+
+from nstjax.errors import InputError
+
+
+def tune_malloc():
+    """Keep freed memory for the next step (glibc; no effect elsewhere). Call it before jax starts.
+
+    XLA on CPU frees its temporary memory after every call and pays for each page again at the next one. The setting
+    holds for the whole process, so programs opt in; importing nstjax never does it.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
+        for setting, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 << 20), (m_arena_max, 1)):
+            libc.mallopt(setting, value)
+
+
+@contextlib.contextmanager
+def refusals(program):
+    """Turn an `InputError` into one line on the standard error stream and exit status 2."""
+    try:
+        yield
+    except InputError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: stopped before there was anything to save", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """While open, the first SIGINT (Ctrl-C) or SIGTERM is only noted: yields a function that returns its name, or None.
+
+    A second one interrupts at once, as usual.
+    """
+    received: list[signal.Signals] = []
+
+    def note(number, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(signal.Signals(number))
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: received[0].name if received else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
