@@ -3,6 +3,7 @@
 import errno
 import os
 import secrets
+import tempfile
 from pathlib import Path
 
 from nstjax.errors import InputError
@@ -39,8 +40,11 @@ def check_writable(path) -> None:
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise refusal(path, f"{folder} is a file, not a folder; choose another folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise refusal(path, f"the folder {folder} is not writable; choose another folder")
+    try:
+        # Permissions alone do not tell: the administrator has them all, even on file systems that take no files.
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise refusal(path, f"the folder {folder} is not writable ({error.strerror}); choose another folder") from error
 
 
 def refusal(path, why) -> InputError:

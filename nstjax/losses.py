@@ -166,8 +166,9 @@ def total_variation(image, *, power=2.0):
     Mahendran and Vedaldi 2015, arXiv 1412.0035, with beta = 2).
     """
     h, w = image.shape[:2]
-    # The power of an exact zero has no gradient for powers under 2.
-    size = jnp.abs if power == 1 else lambda d: (d**2 + 1e-12) ** (power / 2) if power != 2 else d**2
+    # The power of an exact zero has no gradient for powers under 2, and JAX's of abs is 1 there: a flat picture's is 0.
+    sizes = {1: lambda d: d * jax.lax.stop_gradient(jnp.sign(d)), 2: jnp.square}
+    size = sizes.get(power, lambda d: (d**2 + 1e-12) ** (power / 2))
     dx, dy = jnp.diff(image, axis=1), jnp.diff(image, axis=0)
     return (size(dx).sum() + size(dy).sum()) / (h * w)
 

@@ -90,29 +90,23 @@ class GradientState(NamedTuple):
     loss: jax.Array
     scale: jax.Array
     failures: jax.Array
-    average: jax.Array
-    count: jax.Array
 
 
-def gradient(objective, transformation, *, jump=float("inf"), average=0.0, project=in_gamut):
+def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
     """An optax transformation of the gradient (Adam, AdamW, `optax.lbfgs` without line search ...) as a `Solver`.
 
     jump: a loss this many times the last one is a failure; after one the solver returns to the last good picture,
-    forgets its memory and makes steps ten times shorter. average: decay of an exponential moving average of the
-    pictures, corrected for its bias, which is the result; 0 for the last picture.
+    forgets its memory and makes steps ten times shorter. objective: (image, data) -> (loss, terms).
     """
 
     def init(image, data):
-        zero = jnp.zeros(())
         return GradientState(
-            transformation.init(image),
-            image,
-            jnp.zeros_like(image),
-            zero + jnp.inf,
-            zero + 1,
-            jnp.zeros((), int),
-            image,
-            zero,
+            inner=transformation.init(image),
+            image=image,
+            grad=jnp.zeros_like(image),
+            loss=jnp.full((), jnp.inf),
+            scale=jnp.ones(()),
+            failures=jnp.zeros((), int),
         )
 
     def step(image, state, data):
@@ -127,10 +121,33 @@ def gradient(objective, transformation, *, jump=float("inf"), average=0.0, proje
         )
         inner = _choose(failed, transformation.init(image), state.inner)
         update, inner = transformation.update(grad, inner, image)
-        new = project(image + scale * update)
+        return project(image + scale * update), GradientState(inner, image, grad, loss, scale, failures), terms
+
+    return Solver(init, step)
+
+
+class AverageState(NamedTuple):
+    """A solver's state, and the average of its pictures so far."""
+
+    inner: Any
+    average: jax.Array
+    count: jax.Array
+
+
+def averaged(solver, *, decay):
+    """A solver whose result is an exponential moving average of its pictures, corrected for bias; it steadies strokes.
+
+    (Polyak and Juditsky 1992; for style transfer: Crowson's style-transfer-pytorch, with a decay of 0.99.)
+    """
+
+    def init(image, data):
+        return AverageState(solver.init(image, data), jnp.zeros_like(image), jnp.zeros(()))
+
+    def step(image, state, data):
+        image, inner, terms = solver.step(image, state.inner, data)
         count = state.count + 1
-        mean = state.average + (new - state.average) * (1 - average) / (1 - average**count)
-        return new, GradientState(inner, image, grad, loss, scale, failures, mean, count), terms
+        average = state.average + (image - state.average) * (1 - decay) / (1 - decay**count)
+        return image, AverageState(inner, average, count), terms
 
     return Solver(init, step, lambda image, state: state.average)
 
@@ -157,10 +174,11 @@ def run(solver, image, data, *, steps, give_up=10):
     """
     step = jax.jit(solver.step, donate_argnums=1)
     image = jnp.asarray(image)
-    state = solver.init(image, data)
+    # Copies, since the state is given away at each step, and a buffer can be given away only once.
+    state = jax.tree.map(jnp.copy, solver.init(image, data))
     for number in range(1, steps + 1):
         image, state, terms = step(image, state, data)
         terms = {name: float(value) for name, value in terms.items()}
         if terms["failures"] >= give_up:
             raise FloatingPointError(f"the loss is {terms['loss']:.4g} at step {number}, {give_up} times in a row")
-        yield number, solver.result(image, state), terms
+        yield number, jnp.copy(solver.result(image, state)), terms

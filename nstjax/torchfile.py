@@ -1,16 +1,17 @@
 """Torch's files of tensors (.pth, .pt, .bin), read without Torch and without pickle's powers.
 
-A pickle can name any function to be called. This reader knows the few names that a file of tensors needs, and refuses
-the file at any other: nothing that the file brings is ever run.
+A pickle can name any function to be called. This reader knows the few names that a file of tensors needs, and
+refuses the file at any other: nothing that the file brings is ever run.
 """
 
-import io
+import functools
 import math
+import os
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,7 +38,12 @@ class _Dtype(NamedTuple):
 class _Storage(NamedTuple):
     dtype: str
     key: str
-    count: int
+    length: int
+
+    @property
+    def size(self):
+        """In bytes."""
+        return self.length * (2 if self.dtype == "bfloat16" else np.dtype(self.dtype).itemsize)
 
 
 class _Tensor(NamedTuple):
@@ -48,73 +54,110 @@ class _Tensor(NamedTuple):
     shape: tuple
     strides: tuple
 
+    def __setstate__(self, state):
+        """Torch 0.1 sets a Parameter's flags after making it; they say nothing about its numbers."""
 
-def load(path) -> dict[str, np.ndarray]:
-    """The tensors of a Torch file, {name: array}; nested names are joined by "."; bfloat16 becomes float32.
 
-    Both of Torch's formats are read: the zip file, and the one before version 1.6. Raises ValueError for files that
-    hold anything but tensors and plain values, or whose numbers do not add up.
+def load(path, wanted: Callable[[str], object] = lambda name: True) -> dict[str, np.ndarray]:
+    """The tensors of a Torch file whose names are wanted, {name: array}; nested names joined by ".".
+
+    Both of Torch's formats are read: the zip file, and the one before version 1.6. bfloat16 becomes float32.
+    Raises ValueError for files that hold anything but tensors and plain values, or whose numbers do not add
+    up; for damaged ones pickle, zipfile and struct raise errors of their own (`nstjax.weights.read` makes one
+    line of all).
     """
-    data = Path(path).read_bytes()
-    if zipfile.is_zipfile(io.BytesIO(data)):
-        tree, raw = _read_zip(data)
-    else:
-        tree, raw = _read_legacy(data)
-    return {name: _resolve(name, tensor, raw) for name, tensor in _flatten(tree)}
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        tree, raw = _open_zip(file) if is_zip else _open_legacy(file)
+        return {name: _resolve(name, tensor, raw) for name, tensor in _flatten(tree) if wanted(name)}
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_):
     return _Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-_ALLOWED: dict[tuple[str, str], Any] = {
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+_ALLOWED: dict[tuple[str, str], Callable] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,  # before Torch 0.4, as in torchvision's VGGs
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
-} | {("torch", name): _Dtype(dtype) for name, dtype in _DTYPES.items()}
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
+}
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file):
+        super().__init__(file)
+        self.storages: dict[str, _Storage] = {}
+
     def find_class(self, module, name):
+        if module in ("torch", "torch.cuda") and name in _DTYPES:
+            return _Dtype(_DTYPES[name])
         if (module, name) not in _ALLOWED:
-            raise ValueError(
-                f"it asks for {module}.{name}, which no file of tensors needs: refused, and nothing was run"
-            )
-        return _ALLOWED[module, name]
+            raise ValueError(f"it asks for {module}.{name}, which no tensor needs: refused, nothing was run")
+        # A pickle may set attributes of what it is given; let that be an object of its own.
+        return functools.partial(_ALLOWED[module, name])
 
     def persistent_load(self, pid):
-        kind, dtype, key, _, count = pid[:5]
-        if kind != "storage" or not isinstance(dtype, _Dtype):
-            raise ValueError("it refers to something that is not a tensor")
-        return _Storage(dtype.name, str(key), int(count))
+        kind, dtype, key, _, count, *view = pid
+        if kind != "storage" or not isinstance(dtype, _Dtype) or not isinstance(count, int) or any(view):
+            raise ValueError("it refers to something that is not a plain tensor")
+        return self.storages.setdefault(str(key), _Storage(dtype.name, str(key), count))
 
 
-def _read_zip(data):
-    archive = zipfile.ZipFile(io.BytesIO(data))
-    (index,) = [name for name in archive.namelist() if name.endswith("/data.pkl") or name == "data.pkl"]
+def _open_zip(file):
+    """What the file holds, its tensors unread, and a function from a storage to its bytes."""
+    archive = zipfile.ZipFile(file)
+    (index,) = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
     folder = index.removesuffix("data.pkl")
-    return _Unpickler(archive.open(index)).load(), lambda key: archive.read(f"{folder}data/{key}")
+
+    def member(name):
+        if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
+            raise ValueError("it is compressed, which Torch's files are not")  # and could unpack to any size
+        return archive.open(name)
+
+    def raw(storage):
+        with member(f"{folder}data/{storage.key}") as data:
+            return data.read()
+
+    if f"{folder}byteorder" in archive.namelist():
+        _check_order(member(f"{folder}byteorder").read() == b"little")
+    return _Unpickler(member(index)).load(), raw
 
 
-def _read_legacy(data):
-    file = io.BytesIO(data)
+def _open_legacy(file):
+    """As `_open_zip`; here pickles (magic number, version, system, tensors, keys) precede the storages."""
     if _Unpickler(file).load() != _LEGACY_MAGIC:
         raise ValueError("it is not a Torch file")
-    _protocol, _system = _Unpickler(file).load(), _Unpickler(file).load()
-    tree = _Unpickler(file).load()
-    sizes = {t.storage.key: _itemsize(t.storage.dtype) for _, t in _flatten(tree)}
-    raw = {}
-    for key in _Unpickler(file).load():
+    _version, system = _Unpickler(file).load(), _Unpickler(file).load()
+    _check_order(system.get("little_endian", True))
+    tensors = _Unpickler(file)
+    tree = tensors.load()
+    places = {}
+    for key in map(str, _Unpickler(file).load()):
         (count,) = struct.unpack("<q", file.read(8))
-        # The length of a storage that no tensor uses is unknown, and it cannot be skipped.
-        length = count * sizes[str(key)]
-        raw[str(key)] = file.read(length) if 0 <= length <= len(data) else b""
-    return tree, raw.__getitem__
+        places[key] = file.tell()
+        if count != tensors.storages[key].length:
+            raise ValueError(f"its storage {key} has another size than announced")
+        file.seek(tensors.storages[key].size, os.SEEK_CUR)
+
+    def raw(storage):
+        file.seek(places[storage.key])
+        left = os.fstat(file.fileno()).st_size - places[storage.key]
+        return file.read(max(0, min(storage.size, left)))
+
+    return tree, raw
 
 
-def _itemsize(dtype):
-    return 2 if dtype == "bfloat16" else np.dtype(dtype).itemsize
+def _check_order(little_endian):
+    if not little_endian:
+        raise ValueError("its numbers are big-endian; save it again on another machine")
 
 
 def _flatten(tree, prefix=""):
@@ -125,21 +168,24 @@ def _flatten(tree, prefix=""):
             yield from _flatten(value, f"{prefix}{name}.")
 
 
-def _resolve(name, tensor, raw):
+def _resolve(name, tensor, raw: Callable[[Any], bytes]):
+    """A tensor's numbers as an array of its own, after checking that they all lie within its storage."""
     storage, offset, shape, strides = tensor
-    data = raw(storage.key)
-    itemsize = _itemsize(storage.dtype)
-    plain = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)) and len(shape) == len(strides)
-    if not plain or storage.count * itemsize > len(data):
-        raise ValueError(f"tensor {name!r} is cut short")
+    plain = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
+    if not isinstance(storage, _Storage) or not plain or len(shape) != len(strides):
+        raise ValueError(f"tensor {name!r} is malformed")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) > storage.count or (math.prod(shape) and last >= storage.count):
+    # The first also refuses a small storage that strides of 0 would blow up to any size.
+    if math.prod(shape) > storage.length or (math.prod(shape) and last >= storage.length):
         raise ValueError(f"tensor {name!r} reaches past its data")
+    data = raw(storage)
+    if len(data) < storage.size:
+        raise ValueError(f"tensor {name!r} is cut short")
     if storage.dtype == "bfloat16":
-        numbers = (np.frombuffer(data, "<u2", storage.count).astype(np.uint32) << 16).view(np.float32)
+        numbers = (np.frombuffer(data, "<u2", storage.length).astype(np.uint32) << 16).view(np.float32)
     else:
-        numbers = np.frombuffer(data, storage.dtype, storage.count)
+        numbers = np.frombuffer(data, storage.dtype, storage.length)
     if not math.prod(shape):
         return np.zeros(shape, numbers.dtype)
-    steps = tuple(step * numbers.itemsize for step in strides)
+    steps = tuple(step * numbers.itemsize if n > 1 else 0 for n, step in zip(shape, strides, strict=True))
     return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy()

@@ -1,8 +1,8 @@
 """Where weights come from: bundled with the package, downloaded with a checksum, or read from a file.
 
-Whatever the source, `load` returns one form: kernels [3, 3, in, out] and biases of `conv(image - mean)` for an RGB
-image in [0, 1]. Caffe's and Torchvision's preprocessing are folded into the first kernel; the mean stays apart, since
-zeros are padded after its subtraction.
+Whatever the source, `load` returns one form: kernels [3, 3, in, out] and biases of `conv(image - mean)` for
+RGB images in [0, 1]. Caffe's and torchvision's preprocessing are folded into the first kernel; the mean stays
+apart, since zeros are padded after its subtraction.
 """
 
 import hashlib
@@ -14,21 +14,25 @@ from pathlib import Path
 
 import numpy as np
 
-from nstjax import torchfile
+from nstjax import files, torchfile
 from nstjax.errors import InputError
 
-# Convolutions in each of the five blocks, and their channels (Simonyan and Zisserman 2015, table 1, columns D and E).
+# Convolutions in each of the five blocks, and their channels (Simonyan and Zisserman 2015, table 1, D and E).
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 CHANNELS = (64, 128, 256, 512, 512)
 
-# What the networks expect: (picture in [0, 1], RGB) * scale - offset, channels in RGB order or reversed.
-CAFFE_MEAN = np.array([123.68, 116.779, 103.939], np.float32) / 255
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+# The two preprocessings, as the manifest and files' metadata write them. The means are RGB, in [0, 1].
+CAFFE = "BGR, 0..255, minus [103.939, 116.779, 123.68]"
+IMAGENET = "RGB, 0..1, minus [0.485, 0.456, 0.406], divided by [0.229, 0.224, 0.225]"
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+MEANS: dict[str, np.ndarray] = {
+    CAFFE: np.array([123.68, 116.779, 103.939], np.float32) / 255,
+    IMAGENET: np.array([0.485, 0.456, 0.406], np.float32),
+}
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 TORCHVISION_URL = "https://download.pytorch.org/models"
-# The official files: name, checksum (Torchvision publishes only the start of its SHA-256, in the name), bytes.
+# The official files: name, checksum (torchvision's names hold the start of the SHA-256, no more), bytes.
 DOWNLOADS = {
     ("vgg16", "keras"): (
         "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
@@ -46,11 +50,13 @@ DOWNLOADS = {
 
 
 def load(network, source="bundled"):
-    """Weights {"mean": [3], "conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...}, float32 numpy arrays.
+    """Weights {"mean": [3], "conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...} in numpy's float32.
 
-    network: "vgg16" or "vgg19". source: "bundled"; "keras" or "torchvision", downloaded once; or a .h5, .pth, .onnx,
-    .npz or .safetensors file, whose preprocessing is told by its names (features.0.weight: Torchvision's; others:
-    Caffe's). Raises InputError with one line that names the file.
+    network: "vgg16" or "vgg19". source: "bundled"; "keras" or "torchvision", downloaded once; or a .h5, .pth,
+    .pt, .onnx, .npz or .safetensors file. A file's preprocessing is told by its text "preprocessing" (in
+    safetensors metadata, or an array of that name in .npz), else by its names (features.0.weight:
+    torchvision's; others: Caffe's). Raises InputError, one line that names the file, if it is missing,
+    damaged, changed, or holds another network.
     """
     if network not in BLOCKS:
         raise InputError(f"no network {network!r}; there are {', '.join(BLOCKS)}")
@@ -70,90 +76,113 @@ def bundled_folder():
 
 
 def bundled(name):
-    """Path of a bundled file, after comparing its SHA-256 with the manifest's."""
+    """Path of a bundled file, after comparing its SHA-256 with the manifest's; InputError if they differ."""
     path = bundled_folder() / name
     try:
         expected = json.loads((bundled_folder() / "manifest.json").read_text())[name]["sha256"]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: the bundled weights are missing or unreadable ({error}); install nstjax again"
-        ) from error
+        found = _digest(path, "sha256")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        why = f"the bundled weights or their manifest.json cannot be read ({_reason(error)})"
+        raise files.refusal(path, f"{why}; restore them or install nstjax again") from error
     if found != expected:
-        raise InputError(
-            f"{path}: the bundled weights are changed or cut short (checksum); restore them or install nstjax again"
-        )
+        why = "the bundled weights are changed or cut short (checksum); restore them or install nstjax again"
+        raise files.refusal(path, why)
     return path
 
 
 def download(network, source):
-    """Path of an official file in the cache ($NSTJAX_CACHE or the user's own), downloaded if it is not there yet."""
-    import pooch
+    """Path of an official file in the cache ($NSTJAX_CACHE or the user's own), downloaded if not there yet.
 
+    The checksum is compared at every call; a file that fails is removed. InputError if it cannot be had.
+    """
+    pooch = _optional("pooch", f"weights {source!r}", "pooch tqdm")
     name, checksum, size = DOWNLOADS[network, source]
     url = f"{KERAS_URL if source == 'keras' else TORCHVISION_URL}/{name}"
     folder = os.environ.get("NSTJAX_CACHE") or pooch.os_cache("nstjax")
-    algorithm, expected = checksum.split(":")
+    algorithm, start = checksum.split(":")
+    whole = checksum if len(start) == 32 else None
 
     def verify(path, action, downloader):
-        with open(path, "rb") as file:
-            found = hashlib.file_digest(file, algorithm).hexdigest()
-        if not found.startswith(expected) or os.path.getsize(path) != size:
+        # pooch itself compares whole checksums only; of torchvision's no more than the start is known.
+        if not _digest(path, algorithm).startswith(start) or os.path.getsize(path) != size:
             os.remove(path)
-            raise ValueError("the file is damaged (checksum) and was removed; try again")
+            raise ValueError("its checksum or size is wrong and it was removed; try again")
         return path
 
     pooch.get_logger().setLevel("WARNING")
     try:
-        return Path(pooch.retrieve(url, None, fname=Path(name).name, path=folder, processor=verify, progressbar=True))
+        file = pooch.retrieve(url, whole, Path(name).name, folder, processor=verify, progressbar=True)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"cannot download {url}: {_line(error)}; with the file at hand, use --weights PATH, or --weights bundled"
-        ) from error
+        why = f"cannot be downloaded ({_reason(error)}); with a copy of it use --weights PATH"
+        raise files.refusal(url, why) from error
+    return Path(file)
 
 
 def read(path):
-    """The arrays {name: array} in a .safetensors, .npz, .h5, .onnx, .pth, .pt or .bin file; InputError if unreadable."""
+    """The convolutions' arrays {name: array} in a .safetensors, .npz, .h5, .onnx, .pth, .pt or .bin file.
+
+    With its text "preprocessing", if it has one. InputError if the file cannot be read.
+    """
     readers = {
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
         ".h5": _read_h5,
         ".hdf5": _read_h5,
         ".onnx": _read_onnx,
-        ".pth": torchfile.load,
-        ".pt": torchfile.load,
-        ".bin": torchfile.load,
+        ".pth": _read_torch,
+        ".pt": _read_torch,
+        ".bin": _read_torch,
     }
-    if path.suffix not in readers:
-        raise InputError(f"{path}: weights are read from {', '.join(readers)} files (or: bundled, keras, torchvision)")
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
+    suffix = path.suffix.lower()
+    if suffix not in readers:
+        raise files.refusal(path, f"is no {', '.join(readers)} file (and not: bundled, keras, torchvision)")
     try:
-        return readers[path.suffix](path)
+        path.stat()
+        return readers[suffix](path)
     except InputError:
         raise
+    except OSError as error:
+        why = f"cannot be read ({_reason(error)}); check the path and the file"
+        raise files.refusal(path, why) from error
     except Exception as error:  # a damaged file makes each library's reader fail in its own ways
-        raise InputError(f"{path}: not a readable {path.suffix} file: {_line(error)}") from error
+        why = f"is no sound {suffix} file ({_reason(error)}); get it again"
+        raise files.refusal(path, why) from error
 
 
 def assemble(path, arrays, network):
-    """The tree that `load` returns, from a file's arrays by any of the usual names; the path is for the messages."""
-    torchvision = any(name.startswith("features.") for name in arrays)
-    rename = _torchvision_layers(network) if torchvision else {}
-    found: dict[str, dict] = {}
-    for name, array in arrays.items():
-        layer = rename.get(name.rpartition(".")[0]) if torchvision else layer_of(name)
-        if layer:
-            found.setdefault(layer, {})[kind_of(name, array)] = array
-    tree: dict = {"mean": IMAGENET_MEAN if torchvision else CAFFE_MEAN}
-    for layer, shape in shapes(network).items():
-        tree[layer] = _convolution(path, layer, found.get(layer, {}), shape)
-    first = tree["conv1_1"]
-    # RGB in [0, 1] -> what the network expects: divided by the deviation, or BGR in 0..255.
-    first["kernel"] = (
-        first["kernel"] / IMAGENET_STD[:, None] if torchvision else first["kernel"][:, :, ::-1] * np.float32(255)
-    )
+    """The tree that `load` returns, from a file's arrays by any of the usual names; the path is for messages.
+
+    InputError if the arrays are not exactly the network's convolutions, in finite numbers.
+    """
+    expected, numbered = shapes(network), _torchvision_layers(network)
+    layers = {name: layer for name in arrays if (layer := layer_of(name))}
+    torchvision = any(layer in numbered for layer in layers.values())
+    found: dict[str, dict] = {layer: {} for layer in expected}
+    for name, layer in layers.items():
+        parts = found.get(numbered.get(layer, layer))
+        if parts is None:
+            raise files.refusal(path, f"has {layer}, which {network} has not; is it of another network?")
+        if parts.setdefault(kind_of(name, arrays[name]), arrays[name]) is not arrays[name]:
+            raise files.refusal(path, f"has {layer} more than once ({name}); keep one network in it")
+    preprocessing = str(arrays.get("preprocessing", IMAGENET if torchvision else CAFFE))
+    if preprocessing not in MEANS:
+        raise files.refusal(path, f"its preprocessing is {preprocessing!r}; known are {' | '.join(MEANS)}")
+    tree: dict = {"mean": MEANS[preprocessing].copy()}
+    with np.errstate(over="ignore"):  # overflow to infinity is found below
+        for layer, shape in expected.items():
+            tree[layer] = _convolution(path, layer, found[layer], shape)
+        tree["conv1_1"]["kernel"] = _fold(tree["conv1_1"]["kernel"], preprocessing)
+    for layer in expected:
+        if not all(np.isfinite(part).all() for part in tree[layer].values()):
+            raise files.refusal(path, f"{layer} has numbers that are not finite; get the file again")
     return tree
+
+
+def _fold(kernel, preprocessing):
+    """The first kernel [3, 3, 3, out] for RGB pictures in [0, 1] instead of what the network expects."""
+    if preprocessing == CAFFE:
+        return kernel[:, :, ::-1] * np.float32(255)
+    return kernel / IMAGENET_STD[:, None]
 
 
 def shapes(network):
@@ -167,7 +196,7 @@ def shapes(network):
 
 
 def _torchvision_layers(network):
-    """{"features.0": "conv1_1", ...}: Torchvision numbers convolutions, ReLUs and pools in one sequence."""
+    """{"features.0": "conv1_1", ...}: torchvision numbers convolutions, ReLUs and pools in one sequence."""
     names, number = {}, 0
     for block, count in enumerate(BLOCKS[network], 1):
         for i in range(1, count + 1):
@@ -178,12 +207,18 @@ def _torchvision_layers(network):
 
 
 def layer_of(name):
-    """ "conv1_2" of "block1_conv2/kernel:0", "conv1_2/bias" and the like, or None."""
-    match = re.search(r"block(\d)_conv(\d)", name) or re.search(r"conv(\d)_(\d)", name)
-    return match and f"conv{match[1]}_{match[2]}"
+    """ "conv1_2" of "block1_conv2/kernel:0", "conv1_2/bias" etc.; "features.2" of torchvision's; or None."""
+    if name.startswith("optimizer"):  # Keras keeps Adam's moments under the layers' names
+        return None
+    if match := re.search(r"(?:^|\.)(features\.\d+)\.(?:weight|bias)$", name):
+        return match[1]
+    keras, own = r"(?<![a-z0-9])block(\d)_conv(\d)(?!\d)", r"(?<!\w)conv(\d)_(\d)(?!\d)"
+    match = re.search(keras, name) or re.search(own, name)
+    return f"conv{match[1]}_{match[2]}" if match else None
 
 
 def kind_of(name, array):
+    """What an array is to its layer: "kernel", "bias", or "codes" and "palette" (together a kernel)."""
     if array.dtype == np.uint8:
         return "codes"
     if name.endswith(("palette", "_W_table")):
@@ -193,53 +228,85 @@ def kind_of(name, array):
 
 def _convolution(path, layer, parts, shape):
     """{"kernel", "bias"} in float32, from a kernel in either layout, or from its codes and palette."""
-    if "codes" in parts and "palette" in parts and parts["codes"].max() < len(parts["palette"]):
-        parts = parts | {"kernel": parts["palette"][parts["codes"]]}
-    if "kernel" not in parts or "bias" not in parts:
-        raise InputError(f"{path}: no weights of {layer}; is it a file of another network?")
-    kernel, bias = parts["kernel"], parts["bias"]
-    if kernel.shape == (shape[3], shape[2], 3, 3):
-        kernel = kernel.transpose(2, 3, 1, 0)
-    if kernel.shape != shape or bias.shape != shape[3:]:
-        raise InputError(f"{path}: the kernel of {layer} is {kernel.shape}, but {shape} is expected: another network?")
-    kernel, bias = np.ascontiguousarray(kernel, np.float32), np.asarray(bias, np.float32)
-    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
-        raise InputError(f"{path}: the weights of {layer} are not all finite numbers")
-    return {"kernel": kernel, "bias": bias}
+    if "codes" in parts and "palette" in parts:
+        codes, palette = parts["codes"], parts["palette"]
+        if palette.ndim != 1 or codes.max(initial=0) >= len(palette):
+            raise files.refusal(path, f"the codes of {layer} are not in its palette; get the file again")
+        parts = parts | {"kernel": palette[codes]}
+    result = {}
+    for kind, expected in (("kernel", shape), ("bias", shape[3:])):
+        if kind not in parts:
+            raise files.refusal(path, f"has no {kind} of {layer}; is it of another network?")
+        array = parts[kind]
+        if kind == "kernel" and array.shape == (shape[3], shape[2], 3, 3):  # Torch's and ONNX's order
+            array = array.transpose(2, 3, 1, 0)
+        if array.shape != expected or array.dtype.kind not in "fiu":
+            what = f"{array.dtype} {list(parts[kind].shape)}, where float32 {list(expected)} is expected"
+            raise files.refusal(path, f"the {kind} of {layer} is {what}; is it of another network?")
+        result[kind] = np.ascontiguousarray(array, np.float32)
+    return result
+
+
+def _wanted(name):
+    return name == "preprocessing" or layer_of(name)
 
 
 def _read_safetensors(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
+    safetensors = importlib.import_module("safetensors")
+    importlib.import_module("ml_dtypes")  # which comes with jax, and teaches numpy bfloat16
+    with safetensors.safe_open(path, framework="numpy") as file:
+        names = [name for name in file.keys() if _wanted(name)]  # noqa: SIM118 (it is no dict)
+        arrays = {name: file.get_tensor(name) for name in names}
+        about = file.metadata() or {}
+    arrays |= {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.kind == "V"}
+    return arrays | {name: np.array(text) for name, text in about.items() if name == "preprocessing"}
 
 
 def _read_npz(path):
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+    # np.load itself leaves a damaged file open.
+    with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if _wanted(name)}
+
+
+def _read_torch(path):
+    return torchfile.load(path, _wanted)
 
 
 def _read_h5(path):
+    h5py = _optional("h5py", path, '"nstjax[convert]"')
     arrays = {}
-    with _extra("h5py", path).File(path) as file:
-        file.visititems(lambda name, item: arrays.update({name: item[()]}) if hasattr(item, "dtype") else None)
+
+    def visit(name, item):
+        if isinstance(item, h5py.Dataset) and _wanted(name):
+            arrays[name] = item[()]
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
     return arrays
 
 
 def _read_onnx(path):
-    onnx = _extra("onnx", path)
-    numpy_helper = importlib.import_module("onnx.numpy_helper")
-    return {
-        each.name: numpy_helper.to_array(each) for each in onnx.load(path, load_external_data=False).graph.initializer
-    }
+    onnx = _optional("onnx", path, '"nstjax[convert]"')
+    to_array = importlib.import_module("onnx.numpy_helper").to_array
+    tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if _wanted(t.name)]
+    if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
+        raise ValueError("it keeps its numbers in another file")
+    return {t.name: to_array(t) for t in tensors}
 
 
-def _extra(package, path):
+def _optional(package, what, install):
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise InputError(f'{path}: reading it needs {package}: pip install "nstjax[convert]"') from error
+        raise files.refusal(what, f"reading it needs {package}: pip install {install}") from error
 
 
-def _line(error):
+def _digest(path, algorithm):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, algorithm).hexdigest()
+
+
+def _reason(error):
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error).strip().partition("\n")[0] or type(error).__name__

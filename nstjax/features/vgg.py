@@ -58,7 +58,7 @@ def average_pool(x):
 
 
 def features(params, image, *, pool=max_pool, edge="zero"):
-    """Activations {layer: [h, w, channels]} of every layer for an RGB picture [H, W, 3] in [0, 1]; jit prunes unused ones.
+    """Activations {layer: [h, w, channels]} of every layer for an RGB picture [H, W, 3] in [0, 1]; jit prunes.
 
     `params` come from `nstjax.features.load`. `edge="replicate"` continues the picture past its border for the first
     convolution (as Crowson does), where "zero" lets the border be seen as a jump to the mean colour.

@@ -1,0 +1,324 @@
+"""experiments/gatys.py from end to end, at tiny size with a narrow random network, and with every kind of bad input."""
+
+import csv
+import importlib.util
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+
+from nstjax import features, images, solvers, terminal, weights
+from nstjax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = ROOT / "experiments" / "gatys.py"
+
+
+@pytest.fixture(scope="module")
+def gatys():
+    spec = importlib.util.spec_from_file_location("gatys", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gatys"] = module
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["gatys"]
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """Params of a random VGG-19 with few channels."""
+    rng = np.random.default_rng(0)
+    before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
+    for name in weights.shapes("vgg19"):
+        channels = 4 + int(name[4])
+        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
+        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
+        before = channels
+    tree["conv1_1"]["kernel"] *= 50
+    return features.prepare(tree, winograd=False)
+
+
+@pytest.fixture
+def run(gatys, narrow, tmp_path, monkeypatch):
+    """Runs the experiment in this process with a narrow network; returns the picture's path."""
+    monkeypatch.setattr(features, "load", lambda *args, **kwargs: narrow)
+
+    def run(*flags, output="picture.png", size=48, steps=3):
+        path = tmp_path / output
+        standard = ["--content", picture(tmp_path / "content.png", 1), "--style", picture(tmp_path / "style.png", 2)]
+        command = [*standard, "--output", path, "--size", size, "--steps", steps, *flags]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, command)])
+        with terminal.refusals("gatys.py"):
+            tyro.cli(gatys.main)
+        return path
+
+    return run
+
+
+def picture(path, seed, size=(64, 56), mode="RGB"):
+    """A smooth random picture."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+    return path
+
+
+def rows(path):
+    with open(path) as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("optimizer", ["lbfgs", "lbfgs-optax", "adam", "adamw", "gd"])
+def test_every_optimizer_lowers_the_loss_and_stays_in_gamut(run, tmp_path, optimizer):
+    path = run("--optimizer", optimizer, "--curve", tmp_path / "curve.csv", "--scales", "1", steps=12)
+    table = rows(tmp_path / "curve.csv")
+    assert [row["evaluations"] for row in table] == list(range(1, 13))
+    assert table[-1]["loss"] < 0.9 * table[0]["loss"]
+    assert all(row["loss"] == pytest.approx(row["content"] + row["style"], rel=1e-5) for row in table)
+    assert images.load(path).shape == (42, 48, 3)
+    assert images.load(tmp_path / "curve.png").std() > 0.01
+
+
+def test_same_seed_same_bytes_and_other_seed_other_picture(run):
+    first = run("--init", "noise", "--seed", "3").read_bytes()
+    assert run("--init", "noise", "--seed", "3").read_bytes() == first
+    assert not np.array_equal(images.load(run("--init", "noise", "--seed", "4", output="b.png")), images.load(run()))
+
+
+def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
+    path = run("--seed", "7")
+    before = path.read_bytes()
+    told = images.metadata(path)
+    command = shlex.split(told["Command"])
+    assert command[0] == "python" and command[1].endswith("gatys.py") and "--seed" in command
+    assert {"nstjax", "jax", "jaxlib", "jaxopt", "python"} <= set(json.loads(told["Versions"]))
+    path.unlink()
+    monkeypatch.setattr(sys, "argv", command[1:])
+    tyro.cli(gatys.main)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--preset", "quality"],
+        ["--preset", "gatys", "--pooling", "average", "--network", "vgg16"],
+        ["--strength", "0.7", "--distance", "charbonnier"],
+        ["--preserve-color", "luminance"],
+        ["--preserve-color", "covariance", "--tv-weight", "10", "--laplacian-weight", "5"],
+        ["--preserve-color", "histogram", "--init", "style"],
+        ["--init", "gray", "--style-scale", "0.7", "--style-layers", "relu1_1", "pool3", "--content-layers", "conv4_2"],
+    ],
+    ids=lambda flags: " ".join(flags),
+)
+def test_flags_change_the_picture_and_work(run, flags):
+    assert not np.array_equal(images.load(run(*flags, output="a.png")), images.load(run(output="b.png")))
+
+
+def test_strength_goes_from_the_photograph_to_the_style(run, tmp_path):
+    photograph = images.load(picture(tmp_path / "content.png", 1), size=48)
+    results = [images.load(run("--strength", s, output=f"{s}.png", steps=15)) for s in ("0", "0.05", "0.95")]
+    distances = [float(np.abs(result - photograph).mean()) for result in results]
+    assert distances[0] < 1 / 255 < distances[1] < distances[2]
+
+
+def test_several_styles_are_blended_and_regions_painted_apart(run, tmp_path):
+    styles = [picture(tmp_path / f"s{i}.png", 10 + i) for i in range(2)]
+    both = ["--style", *styles]
+    only_first = images.load(run(*both, "--style-blend", "1", "0", output="first.png"))
+    assert np.array_equal(only_first, images.load(run("--style", styles[0], output="alone.png")))
+    assert not np.array_equal(only_first, images.load(run(*both, output="both.png")))
+
+    left = np.zeros((56, 64), np.uint8)
+    left[:, :32] = 255
+    for name, mask in {"left": left, "right": 255 - left}.items():
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    masks = ["--content-mask", tmp_path / "left.png", tmp_path / "right.png", "--scales", "1"]
+    here = images.load(run("--style", styles[0], styles[1], *masks, output="ab.png", size=96, steps=6))
+    there = images.load(run("--style", styles[0], styles[0], *masks, output="aa.png", size=96, steps=6))
+    # Another style on the right changes the right far more than the left.
+    assert np.abs(here - there)[:, 72:].mean() > 3 * np.abs(here - there)[:, :24].mean()
+
+
+def test_luminance_keeps_the_photographs_colours(run, tmp_path):
+    photograph = images.load(picture(tmp_path / "content.png", 1), size=48)
+    chroma = lambda x: x - x @ np.array([0.299, 0.587, 0.114])[:, None]  # noqa: E731
+    kept = images.load(run("--preserve-color", "luminance", output="kept.png", steps=10))
+    plain = images.load(run(output="plain.png", steps=10))
+    error = [np.abs(chroma(x) - chroma(photograph)).mean() for x in (kept, plain)]
+    assert error[0] < 0.5 * error[1]
+
+
+def test_frames_are_of_the_final_size(run, tmp_path):
+    run("--frames", tmp_path / "frames", "--frames-every", "2", "--scales", "2", size=96)
+    frames = sorted((tmp_path / "frames").iterdir())
+    assert len(frames) >= 2
+    assert {images.load(frame).shape for frame in frames} == {(84, 96, 3)}
+
+
+def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
+    first = run("--curve", tmp_path / "a.csv", "--scales", "1", steps=10)
+    run("--init", first, "--curve", tmp_path / "b.csv", "--scales", "1", output="second.png", steps=10)
+    a, b = rows(tmp_path / "a.csv"), rows(tmp_path / "b.csv")
+    assert b[0]["loss"] == pytest.approx(a[-1]["loss"], rel=0.05)
+    assert b[-1]["loss"] < b[0]["loss"]
+
+
+# --- refusals: one line, exit status 2, nothing lost
+
+
+def corrupt(path):
+    path.write_bytes(picture(path, 1).read_bytes()[:300])
+    return path
+
+
+BAD = {
+    "missing content": lambda d: (["--content", d / "none.jpg"], "none.jpg"),
+    "missing style": lambda d: (["--style", d / "none.jpg"], "none.jpg"),
+    "folder as content": lambda d: (["--content", d], str(d)),
+    "corrupt content": lambda d: (["--content", corrupt(d / "cut.png")], "cut.png"),
+    "no picture": lambda d: (["--style", SCRIPT], "gatys.py"),
+    "one pixel": lambda d: (["--content", picture(d / "dot.png", 1, size=(1, 1))], "dot.png"),
+    "too elongated": lambda d: (["--content", picture(d / "thin.png", 1, size=(900, 20))], "thin.png"),
+    "missing mask": lambda d: (["--content-mask", d / "none.png"], "none.png"),
+    "two masks for one style": lambda d: (["--content-mask", "a.png", "b.png"], "--content-mask"),
+    "two style masks for one style": lambda d: (["--style-mask", "a.png", "b.png"], "--style-mask"),
+    "missing start": lambda d: (["--init", d / "none.png"], "none.png"),
+    "output is a folder": lambda d: (["--output", d], str(d)),
+    "output of unknown kind": lambda d: (["--output", d / "a.xyz"], "a.xyz"),
+    "output under a file": lambda d: (["--output", picture(d / "f.png", 1) / "a.png"], "a.png"),
+    "unknown style layer": lambda d: (["--style-layers", "relu9_1"], "relu9_1"),
+    "unknown content layer": lambda d: (["--content-layers", "conv3_4", "--network", "vgg16"], "conv3_4"),
+    "layer weights": lambda d: (["--style-layer-weights", "1", "2"], "--style-layer-weights"),
+    "tiny size": lambda d: (["--size", "8"], "--size"),
+    "no steps": lambda d: (["--steps", "0"], "--steps"),
+    "no scales": lambda d: (["--scales", "0"], "--scales"),
+    "too many scales": lambda d: (["--scales", "5"], "--scales"),
+    "strength too high": lambda d: (["--strength", "1.5"], "--strength"),
+    "strength and weights": lambda d: (["--strength", "0.5", "--style-weight", "3"], "--strength"),
+    "negative weight": lambda d: (["--tv-weight", "-1"], "--tv-weight"),
+    "nan weight": lambda d: (["--style-weight", "nan"], "--style-weight"),
+    "nothing to paint": lambda d: (["--style-weight", "0", "--content-weight", "0"], "--style-weight"),
+    "no learning rate": lambda d: (["--learning-rate", "0"], "--learning-rate"),
+    "no style scale": lambda d: (["--style-scale", "0"], "--style-scale"),
+    "blend of another length": lambda d: (["--style-blend", "1", "2"], "--style-blend"),
+    "blend of nothing": lambda d: (["--style-blend", "0"], "--style-blend"),
+    "curve of another kind": lambda d: (["--curve", d / "curve.txt"], "--curve"),
+    "no frames": lambda d: (["--frames", d / "frames", "--frames-every", "0"], "--frames-every"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_in_one_line(run, tmp_path, capsys, case):
+    flags, named = BAD[case](tmp_path)
+    old = picture(tmp_path / "picture.png", 5).read_bytes()
+    with pytest.raises(SystemExit) as stop:
+        run(*flags)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and named in lines[0], lines
+    assert (tmp_path / "picture.png").read_bytes() == old
+
+
+@pytest.mark.parametrize("weights", ["none.safetensors", "none.xyz"])
+def test_bad_weights_are_refused_in_one_line(gatys, tmp_path, capsys, monkeypatch, weights):
+    monkeypatch.setattr(
+        sys, "argv", ["gatys.py", "--weights", str(tmp_path / weights), "--output", str(tmp_path / "a.png")]
+    )
+    with pytest.raises(SystemExit) as stop, terminal.refusals("gatys.py"):
+        tyro.cli(gatys.main)
+    assert stop.value.code == 2 and weights in capsys.readouterr().err
+
+
+def test_unknown_flag_exits_with_2():
+    result = subprocess.run([sys.executable, SCRIPT, "--bogus"], capture_output=True, text=True)
+    assert result.returncode == 2 and "bogus" in result.stderr and "Traceback" not in result.stderr
+
+
+# --- endings
+
+
+def failing(monkeypatch, after):
+    """Make the loss not finite from an evaluation on."""
+    plain = solvers.lbfgs
+
+    def lbfgs(objective, **options):
+        solver = plain(objective, **options)
+
+        def step(image, state, data):
+            image, state, terms = solver.step(image, state, data)
+            broken = state.num_fun_eval > after
+            return image, state, terms | {"failures": jax.numpy.where(broken, 10, terms["failures"])}
+
+        return solver._replace(step=step)
+
+    monkeypatch.setattr(solvers, "lbfgs", lbfgs)
+
+
+def test_a_loss_that_is_not_finite_ends_with_the_last_good_picture(run, monkeypatch, capsys, tmp_path):
+    failing(monkeypatch, after=4)
+    with pytest.raises(SystemExit) as stop:
+        run("--scales", "1", steps=50)
+    assert stop.value.code == 1
+    assert "stopped at step 4" in capsys.readouterr().out
+    assert np.isfinite(images.load(tmp_path / "picture.png")).all()
+
+
+def test_a_full_disk_loses_nothing(run, monkeypatch, capsys, tmp_path):
+    old = picture(tmp_path / "picture.png", 5).read_bytes()
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(SystemExit) as stop:
+        run()
+    assert stop.value.code == 2 and "No space left" in capsys.readouterr().err
+    assert (tmp_path / "picture.png").read_bytes() == old
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_the_picture_so_far(tmp_path, sent, code):
+    frames, output = tmp_path / "frames", tmp_path / "picture.png"
+    command = [sys.executable, SCRIPT, "--size", "64", "--steps", "100000", "--output", output]
+    command += ["--frames", frames, "--frames-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        while not (frames / "00002.jpg").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(sent)
+        said, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == code
+    assert sent.name in said and str(output) in said
+    assert images.load(output).shape == (64, 64, 3)
+
+
+def test_killed_at_once_leaves_the_old_picture_and_no_rubbish(tmp_path):
+    output = picture(tmp_path / "picture.png", 5)
+    old, frames = output.read_bytes(), tmp_path / "frames"
+    command = [sys.executable, SCRIPT, "--size", "64", "--steps", "100000", "--output", output, "--frames", frames]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (frames / "00001.jpg").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert output.read_bytes() == old
+    assert {path.name for path in tmp_path.iterdir()} == {"picture.png", "frames"}
+
+
+def test_refusals_print_one_line(capsys):
+    with pytest.raises(SystemExit) as stop, terminal.refusals("program"):
+        raise InputError("file: reason")
+    assert stop.value.code == 2 and capsys.readouterr().err == "program: file: reason\n"
