@@ -53,7 +53,7 @@ def main():
             "nstjax": [*gatys, pictures["nstjax"], "--scales", 1],
             "coarse-to-fine": [*gatys, pictures["coarse-to-fine"]],
         }
-        seconds = {name: [] for name in commands}
+        seconds: dict[str, list[float]] = {name: [] for name in commands}
         for number in range(args.rounds):
             for name, command in commands.items():
                 seconds[name].append(timed(command)[0])

@@ -13,6 +13,7 @@ import math
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -305,6 +306,7 @@ def check_pictures(size, flags):
 def losses_of(recipe, extract, distance):
     """(objective, targets) of a recipe."""
     distance = {"mse": losses.mse, "charbonnier": losses.charbonnier}[distance]
+    style: dict[str, Callable]
     if recipe.wasserstein:
         style = {"statistic": losses.gaussian, "style_distance": losses.wasserstein2, "prepare": losses.with_root}
     else:
@@ -355,7 +357,7 @@ def in_gray_like(style, photograph):
     return np.repeat(np.asarray(y)[..., None], 3, axis=-1)
 
 
-RECOLOR = {
+RECOLOR: dict[str, Callable] = {
     "none": lambda style, photograph: style,
     "luminance": in_gray_like,
     "covariance": color.match_covariance,

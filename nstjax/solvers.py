@@ -50,8 +50,11 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
     """
 
     def evaluate(image, data):
-        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(project(image), data)
-        return (loss, terms), jnp.where(jnp.isfinite(loss), grad, 0)
+        image = project(image)
+        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
+        # Where the picture is at the gamut's edge and would leave it, there is nowhere to go.
+        free = (project(image - 1e-3 * jnp.sign(grad)) != image) & jnp.isfinite(loss)
+        return (loss, terms), jnp.where(free, grad, 0)
 
     inner = jaxopt.LBFGS(evaluate, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
 
@@ -131,7 +134,7 @@ class AverageState(NamedTuple):
 
     inner: Any
     average: jax.Array
-    count: jax.Array
+    steps: jax.Array
 
 
 def averaged(solver, *, decay):
@@ -145,9 +148,9 @@ def averaged(solver, *, decay):
 
     def step(image, state, data):
         image, inner, terms = solver.step(image, state.inner, data)
-        count = state.count + 1
-        average = state.average + (image - state.average) * (1 - decay) / (1 - decay**count)
-        return image, AverageState(inner, average, count), terms
+        steps = state.steps + 1
+        average = state.average + (image - state.average) * (1 - decay) / (1 - decay**steps)
+        return image, AverageState(inner, average, steps), terms
 
     return Solver(init, step, lambda image, state: state.average)
 

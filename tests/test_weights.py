@@ -332,7 +332,7 @@ def test_bundled_shapes(bundled):
     assert len(tree) == {"vgg16": 13, "vgg19": 16}[network] + 1
     assert tree["conv1_1"]["kernel"].shape == (3, 3, 3, 64)
     assert tree["conv3_1"]["kernel"].shape == (3, 3, 128, 256)
-    assert tree[f"conv5_{network == 'vgg19' and 4 or 3}"]["kernel"].shape == (3, 3, 512, 512)
+    assert tree["conv5_4" if network == "vgg19" else "conv5_3"]["kernel"].shape == (3, 3, 512, 512)
     for layer in list(tree)[1:]:
         assert tree[layer]["bias"].shape == tree[layer]["kernel"].shape[3:]
         assert all(a.dtype == np.float32 and a.flags.c_contiguous for a in tree[layer].values())
@@ -723,8 +723,8 @@ def test_harmful_pickle(tmp_path, file, protocol, kind):
     body = pickle.dumps({"features.0.weight": harm}, protocol)
     # The same pickle as the first thing in the file, and as the tensors.
     (tmp_path / "first.pth").write_bytes(body)
-    monkeybody = body.removesuffix(b".")[2 if protocol else 0 :]
-    (tmp_path / "second.pth").write_bytes(file(monkeybody, {}))
+    inner = body.removesuffix(b".")[2 if protocol else 0 :]
+    (tmp_path / "second.pth").write_bytes(file(inner, {}))
     for name in ("first.pth", "second.pth"):
         with refused(name, "refused"):
             weights.load("vgg16", tmp_path / name)

@@ -1,5 +1,6 @@
 """Extractors: pure functions from params and a picture [H, W, 3] in [0, 1] to {layer: activation [h, w, C]}."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from nstjax.features import vgg
 class Extractor(NamedTuple):
     """An extractor's function (params, image, **options) -> {layer: activation}, and its layers' names in order."""
 
-    features: object
+    features: Callable[..., dict]
     layers: tuple[str, ...]
 
 

@@ -1,0 +1,154 @@
+"""Solvers: they minimise within the gamut, count evaluations, and recover from losses that are not finite or jump."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+
+from nstjax import solvers
+
+SHAPE = (5, 4, 3)
+SOLVERS = {
+    "lbfgs": solvers.lbfgs,
+    "lbfgs-optax": lambda f: solvers.gradient(f, optax.lbfgs(1.0, linesearch=None), jump=solvers.JUMP),
+    "adam": lambda f: solvers.gradient(f, optax.adam(0.05)),
+    "adamw": lambda f: solvers.gradient(f, optax.adamw(0.05, weight_decay=1e-6)),
+    "gd": lambda f: solvers.gradient(f, optax.chain(solvers.by_first_gradient(), optax.sgd(0.05)), jump=solvers.JUMP),
+}
+
+
+def quadratic(seed=0):
+    """An ill-conditioned convex quadratic whose minimum lies outside the gamut, as (objective, data)."""
+    rng = np.random.default_rng(seed)
+    n = np.prod(SHAPE)
+    basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    a = basis @ np.diag(np.geomspace(1, 100, n)) @ basis.T
+    data = {"a": jnp.asarray(a, jnp.float32), "centre": jnp.asarray(rng.uniform(-0.5, 1.5, n), jnp.float32)}
+
+    def objective(image, data):
+        d = image.reshape(-1) - data["centre"]
+        loss = d @ data["a"] @ d
+        return loss, {"content": loss}
+
+    return objective, data
+
+
+def solve(solver, image, data, steps):
+    history = []
+    for _, picture, terms in solvers.run(solver, image, data, steps=steps):
+        assert ((picture >= 0) & (picture <= 1)).all()
+        history.append((picture, terms))
+    return history
+
+
+@pytest.fixture
+def start():
+    return jax.random.uniform(jax.random.key(1), SHAPE)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_every_solver_lowers_the_loss_in_gamut(name, start):
+    objective, data = quadratic()
+    history = solve(SOLVERS[name](objective), start, data, 60)
+    assert len(history) == 60
+    assert history[0][1]["loss"] == pytest.approx(float(objective(start, data)[0]), rel=1e-5)
+    assert history[-1][1]["loss"] < 0.7 * history[0][1]["loss"]
+
+
+def test_lbfgs_finds_the_minimum_under_bounds(start):
+    objective, data = quadratic()
+    history = solve(solvers.lbfgs(objective), start, data, 150)
+    a, centre = np.asarray(data["a"], np.float64), np.asarray(data["centre"], np.float64)
+    oracle = scipy.optimize.minimize(
+        lambda x: ((x - centre) @ a @ (x - centre), 2 * a @ (x - centre)),
+        np.asarray(start, np.float64).ravel(),
+        jac=True,
+        bounds=[(0, 1)] * centre.size,
+        method="L-BFGS-B",
+    )
+    assert (oracle.x == 0).any() and (oracle.x == 1).any()
+    assert history[-1][1]["loss"] == pytest.approx(oracle.fun, rel=0.02)
+
+
+def counting(objective):
+    """The objective, and a list that grows by one at each evaluation."""
+    calls = []
+
+    def counted(image, data):
+        jax.debug.callback(lambda: calls.append(1))
+        return objective(image, data)
+
+    return counted, calls
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_step_is_one_evaluation(name, start):
+    objective, data = quadratic()
+    counted, calls = counting(objective)
+    solve(SOLVERS[name](counted), start, data, 7)
+    jax.effects_barrier()
+    assert len(calls) == 7
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=["nan", "inf", "jump"])
+@pytest.mark.parametrize("name", ["lbfgs", "lbfgs-optax", "gd"])
+def test_recovers_from_a_bad_region(name, bad, start):
+    objective, data = quadratic()
+    objective = with_cliff(objective, bad)
+    before = float(objective(start, data)[0])
+    history = solve(SOLVERS[name](objective), start, data, 120)
+    assert any(terms["failures"] for _, terms in history)
+    picture = history[-1][0]
+    assert float(objective(picture, data)[0]) < 0.8 * before
+
+
+def with_cliff(objective, bad):
+    """The same loss, but bad where a pixel's neighbourhood of the start is left by more than 0.2 in the mean square."""
+    start = jax.random.uniform(jax.random.key(1), SHAPE)
+
+    def cliff(image, data):
+        loss, terms = objective(image, data)
+        return jnp.where(jnp.mean((image - start) ** 2) > 0.03, bad, loss), terms
+
+    return cliff
+
+
+def test_gives_up_with_the_last_good_picture(start):
+    def objective(image, data):
+        loss = jnp.where(jnp.all(image == data), jnp.sum(image), jnp.nan)
+        return loss, {"content": loss}
+
+    pictures = []
+    with pytest.raises(FloatingPointError, match="10 times in a row"):
+        for _, picture, _ in solvers.run(solvers.lbfgs(objective), start, start, steps=100):
+            pictures.append(picture)
+    assert np.array_equal(pictures[-1], start)
+
+
+def test_average_is_the_bias_corrected_moving_average(start):
+    objective, data = quadratic()
+    plain = solve(solvers.lbfgs(objective), start, data, 12)
+    smooth = solve(solvers.averaged(solvers.lbfgs(objective), decay=0.8), start, data, 12)
+    weights = 0.8 ** np.arange(11, -1, -1)
+    expected = np.tensordot(weights / weights.sum(), np.stack([picture for picture, _ in plain]), 1)
+    np.testing.assert_allclose(smooth[-1][0], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lbfgs", "adam"])
+def test_steps_work_under_vmap(name, start):
+    objective, data = quadratic()
+    solver = SOLVERS[name](objective)
+    starts = jnp.stack([start, 1 - start])
+    images, states = starts, jax.vmap(solver.init, (0, None))(starts, data)
+    for _ in range(5):
+        images, states, _ = jax.vmap(solver.step, (0, 0, None))(images, states, data)
+    for image, alone in zip(images, starts, strict=True):
+        np.testing.assert_allclose(image, solve(solver, alone, data, 5)[-1][0], atol=2e-4)
+
+
+def test_the_same_start_gives_the_same_picture(start):
+    objective, data = quadratic()
+    first, second = (solve(solvers.lbfgs(objective), start, data, 20)[-1][0] for _ in range(2))
+    assert np.array_equal(first, second)

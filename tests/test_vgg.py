@@ -1,0 +1,178 @@
+"""VGG and its convolutions against numpy and Torch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstjax import convolve, features, weights
+from nstjax.errors import InputError
+from nstjax.features import vgg
+
+
+def narrow(network="vgg19", seed=0):
+    """Random weights of a network with few channels, as `nstjax.weights.load` returns them."""
+    rng = np.random.default_rng(seed)
+    before, tree = 3, {"mean": rng.uniform(0.3, 0.6, 3).astype(np.float32)}
+    for name in weights.shapes(network):
+        channels = 3 + int(name[4])
+        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
+        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
+        before = channels
+    return tree
+
+
+def conv_oracle(x, kernel, bias):
+    h, w, _ = x.shape
+    x = np.pad(x.astype(np.float64), ((1, 1), (1, 1), (0, 0)))
+    return sum(x[i : i + h, j : j + w] @ kernel[i, j] for i in range(3) for j in range(3)) + bias
+
+
+def pool_oracle(x, reduce):
+    h, w = x.shape[0] // 2, x.shape[1] // 2
+    quads = [x[i : 2 * h : 2, j : 2 * w : 2] for i in range(2) for j in range(2)]
+    return reduce(np.stack(quads), 0)
+
+
+def vgg_oracle(tree, image, reduce):
+    x, out = image - tree["mean"], {}
+    names = [name for name in tree if name != "mean"]
+    for i, name in enumerate(names):
+        x = out[name] = conv_oracle(x, tree[name]["kernel"].astype(np.float64), tree[name]["bias"])
+        x = out["relu" + name[4:]] = np.maximum(x, 0)
+        if i + 1 == len(names) or names[i + 1][4] != name[4]:
+            x = out["pool" + name[4]] = pool_oracle(x, reduce)
+    return out
+
+
+@settings(deadline=None, max_examples=25)
+@given(h=st.integers(1, 21), w=st.integers(1, 21), seed=st.integers(0, 99))
+def test_winograd_equals_the_plain_convolution_and_its_gradient(h, w, seed):
+    rng = np.random.default_rng(seed)
+    x, kernel, bias, g = (rng.normal(size=s).astype(np.float32) for s in ((h, w, 3), (3, 3, 3, 5), (5,), (h, w, 5)))
+    plain, pull = jax.vjp(lambda x: convolve.conv(x, convolve.plain(kernel, bias)), x)
+    fast, pull_fast = jax.vjp(lambda x: convolve.conv(x, convolve.winograd(kernel, bias)), x)
+    np.testing.assert_allclose(plain, conv_oracle(x, kernel, bias), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(fast, plain, rtol=1e-4, atol=2e-4)
+    np.testing.assert_allclose(pull_fast(g)[0], pull(g)[0], rtol=1e-4, atol=2e-4)
+
+
+def test_winograd_under_jit_and_vmap():
+    rng = np.random.default_rng(0)
+    xs = rng.normal(size=(3, 9, 7, 4)).astype(np.float32)
+    kernel, bias = rng.normal(size=(3, 3, 4, 6)).astype(np.float32), np.zeros(6, np.float32)
+    fast = jax.jit(jax.vmap(convolve.conv, (0, None)))(xs, convolve.winograd(kernel, bias))
+    for x, y in zip(xs, fast, strict=True):
+        np.testing.assert_allclose(y, conv_oracle(x, kernel, bias), rtol=1e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("network", ["vgg16", "vgg19"])
+def test_layers_are_named_as_usual(network):
+    names = vgg.layer_names(network)
+    assert names[:5] == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1")
+    assert names[-1] == "pool5" and len(names) == len(set(names)) == {"vgg16": 31, "vgg19": 37}[network]
+    found = jax.eval_shape(vgg.features, features.prepare(narrow(network)), jnp.zeros((32, 32, 3)))
+    assert set(found) == set(names) and found["pool5"].shape[:2] == (1, 1)
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+@pytest.mark.parametrize(("pool", "reduce"), [(vgg.max_pool, np.max), (vgg.average_pool, np.mean)])
+def test_every_layer_equals_numpy(winograd, pool, reduce):
+    tree, image = narrow(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
+    expected = vgg_oracle(tree, image, reduce)
+    params = features.prepare(tree, winograd=winograd)
+    found = jax.jit(lambda p, x: vgg.features(p, x, pool=pool))(params, image)
+    assert set(found) == set(expected)
+    for name, x in expected.items():
+        assert np.abs(found[name] - x).max() < 1e-4 * np.abs(x).max(), name
+
+
+def test_every_layer_of_the_bundled_network_equals_torch():
+    torch = pytest.importorskip("torch")
+    tree, image = weights.load("vgg19"), np.random.default_rng(1).uniform(size=(50, 37, 3)).astype(np.float32)
+    found = jax.jit(vgg.features)(features.prepare(tree), image)
+    x, block = torch.tensor(image - tree["mean"]).permute(2, 0, 1)[None], "1"
+    for name in (name for name in tree if name != "mean"):
+        if name[4] != block:
+            x, block = torch.nn.functional.max_pool2d(x, 2), name[4]
+        kernel, bias = torch.tensor(tree[name]["kernel"]).permute(3, 2, 0, 1), torch.tensor(tree[name]["bias"])
+        x = torch.nn.functional.conv2d(x, kernel, bias, padding=1)
+        error = np.abs(found[name] - x[0].permute(1, 2, 0).numpy()).max() / float(x.abs().max())
+        assert error < 1e-4, (name, error)
+        x = torch.relu(x)
+
+
+def test_gradients_of_relu_and_max_pool():
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(7, 6, 2)).astype(np.float32), rng.normal(size=(3, 3, 2)).astype(np.float32)
+
+    def plain(x):
+        x = jnp.where(x > 0, x, 0)
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 2, 1), (2, 2, 1), "VALID")
+
+    y, pull = jax.vjp(lambda x: vgg.max_pool(vgg.relu(x)), x)
+    expected, pull_plain = jax.vjp(plain, x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_allclose(pull(g)[0], pull_plain(g)[0])
+
+
+def test_replicated_edge_of_a_flat_picture_stays_flat():
+    params = features.prepare(narrow())
+    flat = jnp.full((16, 16, 3), 0.9)
+    assert np.ptp(vgg.features(params, flat, edge="replicate")["conv1_1"], axis=(0, 1)).max() < 1e-5
+    assert np.ptp(vgg.features(params, flat)["conv1_1"], axis=(0, 1)).max() > 1e-3
+
+
+def test_unused_layers_cost_nothing():
+    params, image = features.prepare(narrow(), winograd=False), jnp.zeros((32, 32, 3))
+
+    def cost(layer):
+        loss = jax.jit(jax.grad(lambda x: vgg.features(params, x)[layer].sum()))
+        return loss.lower(image).compile().cost_analysis()["flops"]
+
+    assert cost("relu1_1") < 0.3 * cost("relu5_1")
+
+
+def test_match_scale_undoes_a_change_of_scale():
+    tree, image = narrow(), np.random.default_rng(1).uniform(size=(40, 40, 3)).astype(np.float32)
+    rng, scaled, before = np.random.default_rng(2), {"mean": tree["mean"]}, 1.0
+    for name in (name for name in tree if name != "mean"):
+        factor = float(rng.uniform(0.01, 3))
+        kernel, bias = tree[name]["kernel"], tree[name]["bias"]
+        scaled[name] = {"kernel": kernel * (factor / before), "bias": bias * factor}
+        before = factor
+    matched = vgg.match_scale(scaled, tree, image)
+    other = np.random.default_rng(3).uniform(size=(32, 24, 3)).astype(np.float32)
+    expected, found = vgg.features(tree, other), vgg.features(matched, other)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-3, atol=1e-3)
+
+
+def test_torchvisions_scale_gives_the_same_look(tmp_path):
+    """The bundled network in Torchvision's clothes (RGB, mean and deviation, other scales) becomes itself again."""
+    tree = weights.load("vgg16")
+    image = np.random.default_rng(1).uniform(size=(32, 32, 3)).astype(np.float32)
+    arrays, before = {}, 1.0
+    numbers = {layer: number for number, layer in weights._torchvision_layers("vgg16").items()}
+    for i, name in enumerate(name for name in tree if name != "mean"):
+        factor, kernel, bias = 1 / 57 / (1 + i % 3), tree[name]["kernel"], tree[name]["bias"]
+        if name == "conv1_1":
+            kernel = kernel * weights.IMAGENET_STD[:, None]
+        arrays[f"{numbers[name]}.weight"] = (kernel * (factor / before)).transpose(3, 2, 0, 1)
+        arrays[f"{numbers[name]}.bias"] = bias * factor
+        before = factor
+    np.savez(tmp_path / "torchvision.npz", **arrays)
+    raw = vgg.features(features.load("vgg16", tmp_path / "torchvision.npz", winograd=False), image)
+    same = vgg.features(features.load("vgg16", tmp_path / "torchvision.npz", like=image, winograd=False), image)
+    expected = vgg.features(features.load("vgg16", winograd=False), image)
+    assert expected["relu4_2"].mean() > 40 * raw["relu4_2"].mean()
+    for name in ("relu1_2", "relu3_1", "relu5_1"):
+        assert same[name].mean() == pytest.approx(float(expected[name].mean()), rel=1e-3)
+        assert np.corrcoef(same[name].ravel(), expected[name].ravel())[0, 1] > 0.98
+
+
+def test_unknown_network():
+    with pytest.raises(InputError, match="vgg16"):
+        features.load("vgg11")
