@@ -27,7 +27,7 @@ PICTURES = ROOT / "nstjax" / "pictures"
 def timed(command):
     """(seconds, standard output) of a command."""
     start = time.perf_counter()
-    result = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=True)
+    result = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, text=True, check=True)
     return time.perf_counter() - start, result.stdout
 
 

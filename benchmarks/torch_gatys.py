@@ -3,8 +3,9 @@
     python benchmarks/torch_gatys.py paint CONTENT STYLE OUTPUT --size 384 --evaluations 200
     python benchmarks/torch_gatys.py score CONTENT STYLE PICTURE
 
-Runs in an environment of its own with torch, numpy, pillow and safetensors. As peers do, it optimises outside the
-gamut and clamps at the end. `score` prints the loss of a saved picture by this independent implementation.
+Runs in an environment of its own with torch, numpy, pillow, ml_dtypes and safetensors. As peers do, it optimises
+outside the gamut and clamps at the end. `score` prints the loss of a saved picture by this independent
+implementation.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def network():
 def features(net, image):
     """{layer: rectified activation} of an RGB picture [1, 3, H, W] in [0, 1]."""
     layers, mean = net
-    x, out = image - mean, {}
+    x, out = (image - mean).contiguous(memory_format=torch.channels_last), {}
     for name, (kernel, bias) in layers.items():
         if name.endswith("_1") and name != "conv1_1":
             x = torch.nn.functional.max_pool2d(x, 2)
@@ -66,7 +67,7 @@ def load(path, size):
         size = round(picture.width * k), round(picture.height * k)
     picture = picture.resize(size, Image.Resampling.LANCZOS) if picture.size != size else picture
     array = np.asarray(picture, np.float32) / 255
-    return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous(memory_format=torch.channels_last)
+    return torch.from_numpy(array).permute(2, 0, 1)[None].contiguous()
 
 
 def objective(net, content, style):

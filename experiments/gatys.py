@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
     """What a preset sets; a flag overrides it."""
 
     size: int = 512
-    steps: int = 100
+    steps: int = 500
     scales: int | None = None
     optimizer: str = "lbfgs"
     content_weight: float = 1.0
@@ -52,28 +52,28 @@ class Recipe(NamedTuple):
     ratio: float = 2.0
     coarse: float = 1 / 3
     smallest: int = 256
+    balance: float = 300.0
 
 
+# After Crowson's style-transfer-pytorch: Wasserstein distances, scales by sqrt 2, averaged iterates. But by L-BFGS,
+# which reaches in 170 steps what her Adam reaches in 430, and with less content, which the original VGG weighs more.
+WASSERSTEIN = Recipe(
+    wasserstein=True,
+    average=0.9,
+    ratio=2**0.5,
+    coarse=1.0,
+    smallest=128,
+    balance=4.0,
+    content_weight=0.005,
+    style_weight=1.0,
+    tv_weight=2.0,
+    style_layer_weights=(256 / 341, 64 / 341, 16 / 341, 4 / 341, 1 / 341),
+)
 PRESETS = {
-    # Gatys's loss, coarse to fine, in the time that a user waits for a first picture.
-    "fast": Recipe(),
-    # The notebook that Gatys released: one size, 500 iterations of L-BFGS from the content, no priors.
+    "fast": WASSERSTEIN._replace(steps=40),
+    # The notebook that Gatys released: Gram matrices, 500 iterations of L-BFGS from the content, no priors.
     "gatys": Recipe(steps=500),
-    # After Crowson's style-transfer-pytorch: Wasserstein distances, scales by sqrt 2, averaged iterates. But by
-    # L-BFGS, which reaches in 170 steps what her Adam reaches in 430, and with less content, which the original VGG
-    # weighs more.
-    "quality": Recipe(
-        steps=200,
-        wasserstein=True,
-        average=0.9,
-        ratio=2**0.5,
-        coarse=1.0,
-        smallest=128,
-        content_weight=0.005,
-        style_weight=1.0,
-        tv_weight=2.0,
-        style_layer_weights=(256 / 341, 64 / 341, 16 / 341, 4 / 341, 1 / 341),
-    ),
+    "quality": WASSERSTEIN._replace(steps=200),
 }
 LEARNING_RATES = {"lbfgs": 1.0, "lbfgs-optax": 1.0, "adam": 0.02, "adamw": 0.02, "gd": 1 / 255}
 
@@ -118,11 +118,12 @@ def main(
         content: the photograph.
         style: one painting or several, which are blended, or painted each into its --content-mask.
         output: the picture to write: .png (holds the command that made it), .jpg, .webp, .tif or .bmp.
-        preset: fast (Gatys's loss, coarse to fine), gatys (his notebook: 500 steps), quality (Wasserstein, slow, best).
+        preset: fast (Wasserstein pyramid, two minutes), quality (the same, five times the steps), gatys (his notebook's
+            recipe).
         size: long side of the picture in pixels.
         steps: work to do, in steps at full size; coarse scales take their share of it, with more steps as they cost
             less.
-        scales: number of sizes from coarse to fine; by default as many as fit, and 1 with --preset gatys.
+        scales: number of sizes from coarse to fine; by default as many as fit.
         strength: 0 (the photograph) to 1 (style alone), the same at every size and for both networks; about 0.5 is
             usual.
         optimizer: lbfgs is jaxopt's; lbfgs-optax, adam and adamw are optax's; gd is gradient descent.
@@ -194,7 +195,9 @@ def main(
             style_layers=dict(zip(recipe.style_layers, recipe.style_layer_weights, strict=True)),
         )
         if strength is not None:
-            data = jax.jit(partial(objectives.balance, objective))(data, picture, strength=strength)
+            data = jax.jit(partial(objectives.balance, objective))(
+                data, picture, strength=strength, ratio=recipe.balance
+            )
         return picture, data
 
     def finished(picture):
@@ -206,24 +209,28 @@ def main(
 
     rows: list[dict] = []
     picture, ending = None, ""
-    bar = tqdm(total=sum(counts), unit="step", dynamic_ncols=True, desc="compiling")
+    total = sum(counts)
+    # The bar counts work, so that the time left is right: a step at half the size is a quarter of a step.
+    work = sum(count * (size / sizes[-1]) ** 2 for count, size in zip(counts, sizes, strict=True))
+    look = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    bar = tqdm(total=work, desc=f"{sizes[0]} px, compiling", bar_format=look, dynamic_ncols=True)
     with terminal.stop_signals() as stopped, bar:
         start = partial(first_picture, init=init, style=style[0], seed=seed)
         try:
             for side, picture, terms in pyramid.run(solver, prepare, start, sizes=sizes, steps=counts):
                 rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
-                bar.set_description(f"{side} px, loss {terms['loss']:.4g}", refresh=False)
-                bar.update()
-                if frames and (len(rows) - 1) % frames_every == 0:
+                step = len(rows)
+                bar.set_description(f"{side} px, step {step} of {total}, loss {terms['loss']:.4g}", refresh=False)
+                bar.set_postfix_str(f"{rate(rows):.2f} steps/s", refresh=False)
+                bar.update(min((side / sizes[-1]) ** 2, work - bar.n))
+                if frames and (step - 1) % frames_every == 0:
                     shape = images.shape(content, size=recipe.size)
-                    images.save(frames / f"{len(rows):05d}.jpg", images.resize(finished(picture), shape))
+                    images.save(frames / f"{step:05d}.jpg", images.resize(finished(picture), shape))
                 if stopped():
-                    ending = f"stopped by {stopped()} at step {len(rows)} of {bar.total}: "
+                    ending = f"stopped by {stopped()} at step {step} of {total}: "
                     break
         except FloatingPointError as error:
-            ending = (
-                f"stopped at step {len(rows)} of {bar.total}, {error} (try another --optimizer or --learning-rate): "
-            )
+            ending = f"stopped at step {len(rows)} of {total}, {error} (try another --optimizer or --learning-rate): "
 
     if picture is None:
         raise InputError(f"{ending}there is no picture to save")
@@ -375,6 +382,12 @@ def first_picture(content, *, init, style, seed):
         "style": lambda: images.load(style, size=content.shape[:2]),
     }
     return starts.get(init, lambda: images.load(init, size=content.shape[:2]))()
+
+
+def rate(rows, window=10):
+    """Steps a second, over the last few."""
+    recent = rows[-window:]
+    return (len(recent) - 1) / max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
 
 
 def recipe_of_picture():

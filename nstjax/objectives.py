@@ -91,12 +91,16 @@ def at_layers(mask, acts, layers):
     return {name: jax.image.resize(mask, acts[name].shape[:2], "linear") for name in layers}
 
 
-def balance(objective, data, content, *, strength):
+SCALE = 1e6  # losses keep the order of magnitude that they have with the paper's weights, for the numbers shown
+
+
+def balance(objective, data, content, *, strength, ratio=300.0):
     """`data` whose content and style weights make `strength` in [0, 1] mean the same at any size, network and picture.
 
     Each term is measured in a unit of its own: style, its loss for the untouched content picture [H, W, 3]; content,
-    its loss for features that have lost all structure (replaced by their mean). Strength s sets their ratio to RATIO
-    * (s / (1 - s))^2: 0 keeps the photograph, 1 keeps its style alone, 0.5 is about Gatys's balance.
+    its loss for features that have lost all structure (replaced by their mean). Strength s sets their ratio to
+    ratio * (s / (1 - s))^2: 0 keeps the photograph, 1 keeps its style alone. A ratio of 300 suits Gram matrices, whose
+    squared difference grows with the fourth power of features; 4 suits the Wasserstein distance.
     """
     ones = {name: jnp.ones(()) for name in ("content", "style")}
     flat = jax.tree.map(lambda x: jnp.broadcast_to(x.mean((0, 1)), x.shape), data["content"])
@@ -104,10 +108,6 @@ def balance(objective, data, content, *, strength):
     _, structure = objective(content, data | {"weights": ones, "content": flat})
     weights = {
         "content": (1 - strength) ** 2 / structure["content"],
-        "style": RATIO * strength**2 / jnp.maximum(style["style"], 1e-30),
+        "style": ratio * strength**2 / jnp.maximum(style["style"], 1e-30),
     }
-    # Losses keep the order of magnitude that they have with the paper's weights, for the sake of the numbers shown.
     return data | {"weights": data["weights"] | {name: SCALE * weight for name, weight in weights.items()}}
-
-
-RATIO, SCALE = 300.0, 1e6

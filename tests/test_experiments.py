@@ -83,7 +83,7 @@ def test_every_optimizer_lowers_the_loss_and_stays_in_gamut(run, tmp_path, optim
     table = rows(tmp_path / "curve.csv")
     assert [row["evaluations"] for row in table] == list(range(1, 13))
     assert table[-1]["loss"] < 0.9 * table[0]["loss"]
-    assert all(row["loss"] == pytest.approx(row["content"] + row["style"], rel=1e-5) for row in table)
+    assert all(row["loss"] == pytest.approx(row["content"] + row["style"] + row["tv"], rel=1e-5) for row in table)
     assert images.load(path).shape == (42, 48, 3)
     assert images.load(tmp_path / "curve.png").std() > 0.01
 
