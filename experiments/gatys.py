@@ -51,7 +51,7 @@ class Recipe(NamedTuple):
     average: float = 0.0
     ratio: float = 2.0
     coarse: float = 1 / 3
-    smallest: int = 256
+    smallest: int = 192
     balance: float = 300.0
 
 
