@@ -9,32 +9,25 @@ import io
 import math
 import os
 import pickletools
-import struct
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _PICKLES = 2**24  # more bytes than the pickles of any network; the numbers lie elsewhere
-_DTYPES = {
-    "FloatStorage": "<f4",
-    "DoubleStorage": "<f8",
-    "HalfStorage": "<f2",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "i1",
-    "ByteStorage": "u1",
-    "BoolStorage": "?",
-}
-_STORAGES = {f"{module}.{name}": dtype for module in ("torch", "torch.cuda") for name, dtype in _DTYPES.items()}
+_DTYPES = dict(Float="<f4", Double="<f8", Half="<f2", BFloat16="bfloat16", Bool="?")
+_DTYPES |= dict(Long="<i8", Int="<i4", Short="<i2", Char="i1", Byte="u1")
+_STORAGES = {f"{module}.{kind}Storage": dtype for module in ("torch", "torch.cuda") for kind, dtype in _DTYPES.items()}
 _CLASSES = ("torch.FloatTensor", "torch.cuda.FloatTensor", "torch.nn.parameter.Parameter")
 _FUNCTIONS = ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 _NAMES = {"collections.OrderedDict", "torch.Size", *_CLASSES, *(f"torch._utils.{name}" for name in _FUNCTIONS)}
+# Steps of a pickle that bring a plain value.
+_NUMBERS = {"INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"}
+_TEXTS = {"STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
 class _Name(NamedTuple):
@@ -107,10 +100,10 @@ def _open_legacy(file):
     tree, storages = _unpickle(pickles)
     keys, _ = _unpickle(pickles)
     places, place, end = {}, pickles.tell(), os.fstat(file.fileno()).st_size
-    for key in keys if isinstance(keys, list) else ():
-        file.seek(place)
-        count = file.read(8)
-        if key not in storages or (len(count) == 8 and count != struct.pack("<q", storages[key].length)):
+    for key in map(str, keys if isinstance(keys, list) else ()):
+        file.seek(min(place, end))
+        length = file.read(8)
+        if key not in storages or (len(length) == 8 and int.from_bytes(length, "little") != storages[key].length):
             raise ValueError(f"its storage {key!r} has another size than announced")
         places[key] = place + 8
         place += 8 + storages[key].size
@@ -141,22 +134,18 @@ def _unpickle(file):
         return values
 
     try:
-        for opcode, value, _ in pickletools.genops(file):
+        for opcode, value, _ in cast(Any, pickletools.genops(file)):
             match opcode.name:
                 case "PROTO" | "FRAME" | "STOP":
                     pass
                 case "MARK":
                     marks.append(len(stack))
-                case "NONE" | "NEWTRUE" | "NEWFALSE":
-                    stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-                case "INT" | "BININT" | "BININT1" | "BININT2" | "LONG" | "LONG1" | "LONG4" | "FLOAT" | "BINFLOAT":
+                case step if step in _CONSTANTS:
+                    stack.append(_CONSTANTS[step])
+                case step if step in _NUMBERS | _TEXTS:
                     stack.append(value)
-                case "STRING" | "BINSTRING" | "SHORT_BINSTRING":
-                    stack.append(value)
-                case "UNICODE" | "BINUNICODE" | "SHORT_BINUNICODE" | "BINUNICODE8":
-                    stack.append(value)
-                case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT":
-                    stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[opcode.name])
+                case "EMPTY_LIST" | "EMPTY_DICT":
+                    stack.append([] if opcode.name == "EMPTY_LIST" else {})
                 case "TUPLE1" | "TUPLE2" | "TUPLE3":
                     stack.append(tuple(since(-int(opcode.name[-1]))))
                 case "TUPLE":

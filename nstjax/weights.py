@@ -30,6 +30,8 @@ MEANS: dict[str, np.ndarray] = {
     IMAGENET: np.array([0.485, 0.456, 0.406], np.float32),
 }
 
+ROOM = 2**31  # bytes; the largest of the networks, with its dense layers in double precision, takes half
+
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 TORCHVISION_URL = "https://download.pytorch.org/models"
 # The official files: name, checksum (torchvision's names hold the start of the SHA-256, no more), bytes.
@@ -137,8 +139,10 @@ def read(path):
     if suffix not in readers:
         raise files.refusal(path, f"is no {', '.join(readers)} file (and not: bundled, keras, torchvision)")
     try:
-        path.stat()
-        return readers[suffix](path)
+        if path.stat() and not path.is_file():
+            raise files.refusal(path, "is not a file; give the name of one")
+        arrays = {name: np.asarray(array) for name, array in readers[suffix](path).items()}
+        return {name: _plain(array) for name, array in arrays.items()}
     except InputError:
         raise
     except OSError as error:
@@ -163,10 +167,10 @@ def assemble(path, arrays, network):
         if parts is None:
             raise files.refusal(path, f"has {layer}, which {network} has not; is it of another network?")
         if parts.setdefault(kind_of(name, arrays[name]), arrays[name]) is not arrays[name]:
-            raise files.refusal(path, f"has {layer} more than once ({name}); keep one network in it")
+            raise files.refusal(path, f"has {layer} more than once ({name!r}); keep one network in it")
     preprocessing = str(arrays.get("preprocessing", IMAGENET if torchvision else CAFFE))
     if preprocessing not in MEANS:
-        raise files.refusal(path, f"its preprocessing is {preprocessing!r}; known are {' | '.join(MEANS)}")
+        raise files.refusal(path, f"its preprocessing is {preprocessing[:80]!r}; known are {' | '.join(MEANS)}")
     tree: dict = {"mean": MEANS[preprocessing].copy()}
     with np.errstate(over="ignore"):  # overflow to infinity is found below
         for layer, shape in expected.items():
@@ -243,12 +247,22 @@ def _convolution(path, layer, parts, shape):
         if array.shape != expected or array.dtype.kind not in "fiu":
             what = f"{array.dtype} {list(parts[kind].shape)}, where float32 {list(expected)} is expected"
             raise files.refusal(path, f"the {kind} of {layer} is {what}; is it of another network?")
-        result[kind] = np.ascontiguousarray(array, np.float32)
+        result[kind] = np.array(array, np.float32, order="C")
     return result
 
 
 def _wanted(name):
     return name == "preprocessing" or layer_of(name)
+
+
+def _plain(array):
+    """numpy itself has no bfloat16, which counts as a kind of its own."""
+    return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+
+
+def _check_room(size):
+    if size > ROOM:  # before a small file unpacks to more than the memory
+        raise ValueError(f"it would unpack to {size / 2**30:.0f} GiB, more than any of the networks")
 
 
 def _read_safetensors(path):
@@ -258,13 +272,13 @@ def _read_safetensors(path):
         names = [name for name in file.keys() if _wanted(name)]  # noqa: SIM118 (it is no dict)
         arrays = {name: file.get_tensor(name) for name in names}
         about = file.metadata() or {}
-    arrays |= {name: each.astype(np.float32) for name, each in arrays.items() if each.dtype.kind == "V"}
     return arrays | {name: np.array(text) for name, text in about.items() if name == "preprocessing"}
 
 
 def _read_npz(path):
     # np.load itself leaves a damaged file open.
     with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
+        _check_room(sum(member.file_size for member in file.zip.infolist()))
         return {name: file[name] for name in file.files if _wanted(name)}
 
 
@@ -274,15 +288,16 @@ def _read_torch(path):
 
 def _read_h5(path):
     h5py = _optional("h5py", path, '"nstjax[convert]"')
-    arrays = {}
+    found = {}
 
     def visit(name, item):
         if isinstance(item, h5py.Dataset) and _wanted(name):
-            arrays[name] = item[()]
+            found[name] = item
 
     with h5py.File(path) as file:
         file.visititems(visit)
-    return arrays
+        _check_room(sum(item.nbytes for item in found.values()))
+        return {name: item[()] for name, item in found.items()}
 
 
 def _read_onnx(path):
@@ -309,4 +324,5 @@ def _digest(path, algorithm):
 def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return "".join(c if c.isprintable() else "?" for c in text)  # a file's own names may be in it
