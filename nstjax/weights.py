@@ -139,10 +139,10 @@ def read(path):
     if suffix not in readers:
         raise files.refusal(path, f"is no {', '.join(readers)} file (and not: bundled, keras, torchvision)")
     try:
-        if path.stat() and not path.is_file():
+        path.stat()
+        if not path.is_file():
             raise files.refusal(path, "is not a file; give the name of one")
-        arrays = {name: np.asarray(array) for name, array in readers[suffix](path).items()}
-        return {name: _plain(array) for name, array in arrays.items()}
+        return {name: _plain(np.asarray(array)) for name, array in readers[suffix](path).items()}
     except InputError:
         raise
     except OSError as error:
