@@ -40,6 +40,8 @@ def check_writable(path) -> None:
     folder = next(parent for parent in target.parents if os.path.lexists(parent))
     if not folder.is_dir():
         raise refusal(path, f"{folder} is a file, not a folder; choose another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise refusal(path, f"the folder {folder} is not writable; choose another folder")
     try:
         # Permissions alone do not tell: the administrator has them all, even on file systems that take no files.
         tempfile.TemporaryFile(dir=folder).close()

@@ -111,3 +111,17 @@ def test_strength_does_not_depend_on_the_scale_of_features():
         return jax.grad(lambda x: objective(x, data)[0])(jnp.asarray(picture(3)))
 
     np.testing.assert_allclose(gradient(57.0), gradient(1.0), rtol=1e-3, atol=1.0)
+
+
+def test_regions_that_share_the_picture_each_want_their_own():
+    """Styles taken from the two halves of the picture itself cost nothing there; exchanged they do."""
+    image, (left, right) = picture(0), np.zeros((2, 16, 12), np.float32)
+    left[:, :6], right[:, 6:] = 1, 1
+
+    def cost(masks):
+        pairs = zip(masks, (left, right), strict=True)
+        styles = [{"image": image, "weight": 1.0, "mask": mask, "region": region} for mask, region in pairs]
+        return float(evaluate(image, styles, weights={"style": 1.0})[0])
+
+    assert cost((left, right)) < 1e-9
+    assert cost((right, left)) > 1e-4
