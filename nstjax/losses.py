@@ -20,17 +20,43 @@ def activations(x, *, mask=None):
     return x if mask is None else x * mask[..., None]
 
 
-# What F F^T is divided by, for features of h x w positions and c channels.
+class Sums(NamedTuple):
+    """Sums over pixels of features, of which every statistic but the features themselves can be told.
+
+    Those of a picture's parts add up to the whole's, so that a picture need not be in memory at once
+    (`nstjax.stream`). `first` and `second` are of the features' differences from `origin`, which makes no difference
+    but in rounding: near the mean it keeps the covariance exact.
+    """
+
+    weight: jax.Array  # [], the number of pixels, or the mask's sum
+    first: jax.Array  # [C]
+    second: jax.Array  # [C, C]
+    origin: jax.Array | None = None  # [C]; None is 0
+
+
+def sums(x, *, mask=None, origin=None):
+    """`Sums` of features [H, W, C], their pixels weighted by a mask [H, W] >= 0."""
+    h, w, c = x.shape
+    x = x.reshape(h * w, c)
+    if origin is not None:
+        x = x - origin
+    if mask is None:
+        return Sums(jnp.full((), float(h * w)), x.sum(0), x.T @ x, origin)
+    weighted = x * mask.reshape(h * w, 1)
+    return Sums(mask.sum(), weighted.sum(0), weighted.T @ x, origin)
+
+
+# What F F^T is divided by, for features of n positions and c channels.
 GRAM_NORMALIZATIONS = {
-    "gatys": lambda h, w, c: 1,
-    "kitov": lambda h, w, c: h * w,
-    "johnson": lambda h, w, c: h * w * c,
-    "restynet": lambda h, w, c: 2 * h * w * c,
+    "gatys": lambda n, c: 1,
+    "kitov": lambda n, c: n,
+    "johnson": lambda n, c: n * c,
+    "restynet": lambda n, c: 2 * n * c,
 }
 
 
 def gram(x, *, mask=None, normalization="kitov"):
-    """Gram matrix F F^T [C, C] of features [H, W, C], divided according to `normalization`:
+    """Gram matrix F F^T [C, C] of features [H, W, C] or their `Sums`, divided according to `normalization`:
 
     - "gatys": by 1 (arXiv 1508.06576, eq. 3; its style loss is then `sum / (4 C^2 (HW)^2)` over entries);
     - "kitov": by HW, the mean over pixels, which does not depend on the picture's size (Kitov's lecture);
@@ -42,21 +68,26 @@ def gram(x, *, mask=None, normalization="kitov"):
     """
     if normalization not in GRAM_NORMALIZATIONS:
         raise ValueError(f"no Gram normalization {normalization!r}; there are {', '.join(GRAM_NORMALIZATIONS)}")
-    h, w, c = x.shape
-    scale = 1 / GRAM_NORMALIZATIONS[normalization](h, w, c)
-    x = x.reshape(h * w, c)
-    if mask is None:
-        return x.T @ x * scale
-    mask = mask.reshape(h * w)
-    # The same as above for a mask of ones; for "gatys" too, whose sum grows with the region.
-    share = 1.0 if normalization == "gatys" else h * w / jnp.maximum(mask.sum(), 1e-6)
-    return (x * mask[:, None]).T @ x * (scale * share)
+    s = x if isinstance(x, Sums) else sums(x, mask=mask)
+    second = s.second
+    if s.origin is not None:
+        cross = jnp.outer(s.first, s.origin)
+        second = second + cross + cross.T + s.weight * jnp.outer(s.origin, s.origin)
+    return second / GRAM_NORMALIZATIONS[normalization](jnp.maximum(s.weight, 1e-6), second.shape[0])
 
 
 def moments(x, *, mask=None, epsilon=1e-5):
-    """Mean and standard deviation of each channel, [2, C] (AdaIN, Huang 2017, arXiv 1703.06868, eq. 13)."""
-    mean, x = _centered(x, mask)
-    return jnp.stack([mean, jnp.sqrt((x**2).sum(0) + epsilon)])
+    """Mean and standard deviation of each channel, [2, C] (AdaIN, Huang 2017, arXiv 1703.06868, eq. 13).
+
+    Of features [H, W, C], weighted by a mask [H, W], or of their `Sums`.
+    """
+    if isinstance(x, Sums):
+        mean, covariance = gaussian(x)[:2]
+        variance = jnp.maximum(jnp.diag(covariance), 0)
+    else:
+        mean, x = _centered(x, mask)
+        variance = (x**2).sum(0)
+    return jnp.stack([mean, jnp.sqrt(variance + epsilon)])
 
 
 class Gaussian(NamedTuple):
@@ -68,7 +99,11 @@ class Gaussian(NamedTuple):
 
 
 def gaussian(x, *, mask=None):
-    """Mean [C] and covariance [C, C] of the feature vectors [H, W, C], as a `Gaussian`."""
+    """Mean [C] and covariance [C, C] of the feature vectors [H, W, C] (or of their `Sums`), as a `Gaussian`."""
+    if isinstance(x, Sums):
+        weight = jnp.maximum(x.weight, 1e-6)
+        shift = x.first / weight
+        return Gaussian(shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, shift))
     mean, x = _centered(x, mask)
     return Gaussian(mean, x.T @ x)
 

@@ -6,6 +6,21 @@ import jax.numpy as jnp
 from nstjax import losses
 
 
+def at_once(features):
+    """`measure` of `neural_style` with all the features, (params, image) -> {layer: [h, w, C]}, in memory."""
+
+    def measure(part, params, image, maps, *, keep=()):
+        acts = features(params, image)
+        for name in (*maps, *keep):
+            if name not in acts:
+                raise ValueError(f"no layer {name!r}; there are {', '.join(acts)}")
+        return {name: part(name, acts[name], maps[name], None, acts[name].shape[0]) for name in maps}, {
+            name: acts[name] for name in keep
+        }
+
+    return measure
+
+
 def neural_style(
     features,
     *,
@@ -13,14 +28,18 @@ def neural_style(
     style_distance=losses.mse,
     content_distance=losses.mse,
     prepare=lambda target: target,
+    centered=False,
+    measure=None,
     tv_power=2.0,
     pool=4,
 ):
     """The loss of Gatys 2015 (arXiv 1508.06576, eq. 7) with priors, as a pair of functions (objective, targets).
 
     features: (params, image [H, W, 3]) -> {layer: [h, w, C]}. statistic, distances: see `nstjax.losses`; prepare: done
-    once to each style target (`losses.with_root` for the Wasserstein distance). tv_power: see `losses.total_variation`;
-    pool: see `losses.laplacian`.
+    once to each style target (`losses.with_root` for the Wasserstein distance). centered: sum the style's features
+    about the content's mean, which covariances need to be exact. measure: how sums over the picture are taken, by
+    default `at_once(features)`; see `nstjax.stream`. tv_power: see `losses.total_variation`; pool: see
+    `losses.laplacian`.
 
     objective(image, data) -> (loss, terms): terms are those named in data["weights"], multiplied by their weights:
     "content", "style", "tv", "laplacian".
@@ -29,42 +48,69 @@ def neural_style(
     of {"image": [h, w, 3], "mask": where to take it from [h, w] or None, "region": where to paint it [H, W] or None,
     "weight": number}; weights {term: number}; content_layers and style_layers {layer: number}.
     """
+    measure = measure or at_once(features)
 
     def objective(image, data):
-        acts = features(data["params"], image)
+        measured, _ = measure(_part(data), data["params"], image, _maps(data))
         losses_by_name = {
-            "content": lambda: losses.content(
-                acts, data["content"], distance=content_distance, weights=data["content_layers"]
+            "content": lambda: sum(w * measured[name]["content"] for name, w in data["content_layers"].items()),
+            "style": lambda: sum(
+                style["weight"] * _style(measured, style, i, data) for i, style in enumerate(data["styles"])
             ),
-            "style": lambda: _style(acts, data),
             "tv": lambda: losses.total_variation(image, power=tv_power),
             "laplacian": lambda: losses.mse(losses.laplacian(image, pool=pool), data["edges"]),
         }
         terms = {name: weight * losses_by_name[name]() for name, weight in data["weights"].items()}
         return sum(terms.values()), terms
 
-    def _style(acts, data):
-        return sum(
-            style["weight"]
-            * losses.style(
-                acts,
-                style["targets"],
-                statistic=statistic,
-                distance=style_distance,
-                weights=data["style_layers"],
-                masks=style["regions"],
-            )
-            for style in data["styles"]
-        )
+    def _maps(data):
+        """What a layer's every pixel is compared with: the content's features, the regions of the styles."""
+        maps: dict[str, dict] = {}
+        if "content" in data["weights"]:
+            maps |= {name: {"content": data["content"][name]} for name in data["content_layers"]}
+        if "style" in data["weights"]:
+            for name in data["style_layers"]:
+                maps[name] = maps.get(name, {}) | {"regions": [region and region[name] for region in data["regions"]]}
+        return maps
+
+    def _part(data):
+        def part(name, x, maps, valid, height):
+            """What rows of a layer, x [h, w, C], and the same rows of its maps add to what the losses compare."""
+            out = {}
+            if "content" in maps:
+                out["content"] = x.shape[0] / height * _distance(content_distance, x, maps["content"], valid)
+            if "regions" in maps:
+                masks = [_mask(region, x, valid) for region in maps["regions"]]
+                out["styles"] = [_sums(name, x, mask, data["origins"]) for mask in masks]
+            return out
+
+        return part
+
+    def _style(measured, style, index, data):
+        """The loss of a style; styles that are painted all over the picture share its sums."""
+        index = min(index, len(data["regions"]) - 1)
+        sums = {
+            name: measured[name]["styles"][index]._replace(origin=data["origins"].get(name))
+            for name in style["targets"]
+        }
+        weights = data["style_layers"]
+        return losses.style(sums, style["targets"], statistic=statistic, distance=style_distance, weights=weights)
 
     def targets(params, content, styles, *, weights, content_layers, style_layers):
-        acts = features(params, content)
+        shapes = jax.eval_shape(features, params, content)
+        layers, every = dict.fromkeys(style_layers, ()), tuple(content_layers)
+        plain = lambda name, x, _, valid, height: losses.sums(x, mask=_mask(None, x, valid))  # noqa: E731
+        sums, kept = measure(plain, params, content, layers if centered else {}, keep=every)
+        origins = {name: s.first / s.weight for name, s in sums.items()}
+        regions = [at_layers(style["region"], shapes, style_layers) for style in styles]
         return jax.tree.map(
             jnp.asarray,
             {
                 "params": params,
-                "content": {name: acts[name] for name in content_layers},
-                "styles": [_style_targets(params, style, acts, style_layers) for style in styles],
+                "content": kept,
+                "styles": [_style_targets(params, style, style_layers, origins) for style in styles],
+                "regions": regions if any(regions) else [None],
+                "origins": origins,
                 "edges": losses.laplacian(content, pool=pool) if "laplacian" in weights else None,
                 "weights": weights,
                 "content_layers": content_layers,
@@ -72,16 +118,34 @@ def neural_style(
             },
         )
 
-    def _style_targets(params, style, content_acts, layers):
-        acts = features(params, style["image"])
-        masks = at_layers(style["mask"], acts, layers)
-        return {
-            "targets": {name: prepare(statistic(acts[name], mask=masks and masks[name])) for name in layers},
-            "regions": at_layers(style["region"], content_acts, layers),
-            "weight": style["weight"],
-        }
+    def _style_targets(params, style, layers, origins):
+        masks = at_layers(style["mask"], jax.eval_shape(features, params, style["image"]), layers)
+        part = lambda name, x, mask, valid, height: _sums(name, x, _mask(mask, x, valid), origins)  # noqa: E731
+        sums, _ = measure(part, params, style["image"], masks or dict.fromkeys(layers))
+        sums = {name: s._replace(origin=origins.get(name)) for name, s in sums.items()}
+        return {"targets": {name: prepare(statistic(s)) for name, s in sums.items()}, "weight": style["weight"]}
 
     return objective, targets
+
+
+def _sums(name, x, mask, origins):
+    """Sums about a layer's origin, which is left out of them: it is no sum."""
+    return losses.sums(x, mask=mask, origin=origins.get(name))._replace(origin=None)
+
+
+def _mask(region, x, valid):
+    """Weights of the pixels of x [h, w, C]: a region [h, w], and 0 in rows [h] that are outside the picture."""
+    if valid is None:
+        return region
+    return jnp.broadcast_to(valid[:, None], x.shape[:2]) * (1 if region is None else region)
+
+
+def _distance(distance, a, b, valid):
+    """Mean over rows of a distance that is a mean over entries, where rows outside the picture have none."""
+    if valid is None:
+        return distance(a, b)
+    rows, zero = valid[:, None, None], jnp.zeros((1, 1, 1))
+    return distance(a * rows, b * rows) - (1 - valid.mean()) * distance(zero, zero)
 
 
 def at_layers(mask, acts, layers):

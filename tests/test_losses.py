@@ -411,11 +411,37 @@ def test_unknown_layer(loss):
         loss(FEATURES, {"relu9_9": FEATURES["relu1_1"]})
 
 
+# Sums over parts of a picture
+
+
+@pytest.mark.parametrize("origin", [None, 0.3, 5.0], ids=str)
+@pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
+@pytest.mark.parametrize("statistic", [losses.gram, losses.moments, losses.gaussian])
+def test_statistics_of_the_parts_sums_are_the_wholes(statistic, masked, origin):
+    x = randoms()
+    mask = np.random.default_rng(5).uniform(size=x.shape[:2]).astype(np.float32) if masked else None
+    origin = origin and jnp.full(x.shape[2], origin)
+    parts = [
+        losses.sums(x[at], mask=mask if mask is None else mask[at], origin=origin) for at in (np.s_[:2], np.s_[2:])
+    ]
+    whole = jax.tree.map(jnp.add, *(part._replace(origin=None) for part in parts))._replace(origin=origin)
+    jax.tree.map(lambda a, b: close(a, b, rtol=1e-4, atol=1e-5), statistic(whole), statistic(x, mask=mask))
+
+
+def test_an_origin_near_the_mean_keeps_covariances_exact():
+    x = (randoms() + 1000).astype(np.float32)
+    _, covariance = oracle_moments(x)
+    sums = losses.sums(x, origin=jnp.full(x.shape[2], 1000.0))
+    close(losses.gaussian(sums).covariance, covariance, rtol=1e-3, atol=1e-4)
+
+
 # Under jit, grad and vmap
 
+MASK = np.random.default_rng(5).uniform(size=(5, 7))
 OTHER, B = randoms(9), Gaussian(randoms(9, 4), covariance(9))
 CASES = {
     "activations": losses.activations,
+    "sums": lambda x: losses.sums(x, mask=MASK, origin=jnp.arange(4.0))._replace(origin=None),
     "gram": losses.gram,
     "moments": losses.moments,
     "gaussian": losses.gaussian,

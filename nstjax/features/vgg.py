@@ -63,21 +63,30 @@ def features(params, image, *, pool=max_pool, edge="zero"):
     `params` come from `nstjax.features.load`. `edge="replicate"` continues the picture past its border for the first
     convolution (as Crowson does), where "zero" lets the border be seen as a jump to the mean colour.
     """
-    x = image - params["mean"]
-    if edge == "replicate":
-        x = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    out = {}
-    for block in range(1, 6):
-        convs = [name for name in params if name.startswith(f"conv{block}_")]
-        for name in sorted(convs):
-            x = convolve.conv(x, params[name])
-            if edge == "replicate" and name == "conv1_1":
-                x = x[1:-1, 1:-1]
-            out[name] = x
-            x = out["relu" + name[4:]] = relu(x)
-        if convs:
-            x = out[f"pool{block}"] = pool(x)
+    out: dict[str, jax.Array] = {}
+    x = image
+    for number in range(1, 1 + max(int(name[4]) for name in params if name != "mean")):
+        out |= block(params, x, number, pool=pool, edge=edge)
+        x = out[f"pool{number}"]
     return out
+
+
+def block(params, x, number, *, pool=max_pool, edge="zero", inside=lambda x: x):
+    """One block's activations {layer: [h, w, C]} from the block before's pool, or from the picture for block 1.
+
+    `inside` is given what each convolution sees beside its own padding: a strip of a picture (`nstjax.stream`) puts
+    zeros there in the rows outside the picture.
+    """
+    out = {}
+    for name in sorted(name for name in params if name.startswith(f"conv{number}_")):
+        if name == "conv1_1" and edge == "replicate":
+            x = jnp.pad(x - params["mean"], ((1, 1), (1, 1), (0, 0)), mode="edge")
+            x = convolve.conv(x, params[name])[1:-1, 1:-1]
+        else:
+            x = convolve.conv(inside(x - params["mean"]) if name == "conv1_1" else x, params[name])
+        x = out[name] = inside(x)
+        x = out["relu" + name[4:]] = relu(x)
+    return out | {f"pool{number}": pool(x)}
 
 
 def match_scale(tree, reference, image):
