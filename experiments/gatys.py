@@ -8,8 +8,10 @@ The first paints the bundled photograph in the bundled style at 512 px, in one t
 
 import csv
 import io
+import itertools
 import json
 import math
+import os
 import platform
 import shlex
 import sys
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -26,7 +28,7 @@ import tyro
 from tqdm import tqdm
 
 import nstjax
-from nstjax import color, features, files, images, losses, objectives, plots, pyramid, solvers, terminal
+from nstjax import color, features, files, images, losses, memory, objectives, plots, pyramid, solvers, stream, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 
@@ -80,7 +82,7 @@ LEARNING_RATES = {"lbfgs": 1.0, "lbfgs-optax": 1.0, "adam": 0.02, "adamw": 0.02,
 
 def main(
     *,
-    content: Path = PICTURES / "astronaut.jpg",
+    content: tuple[Path, ...] = (PICTURES / "astronaut.jpg",),
     style: tuple[Path, ...] = (PICTURES / "gale.jpg",),
     output: Path = Path("gatys.png"),
     preset: Literal["fast", "gatys", "quality"] = "fast",
@@ -94,7 +96,7 @@ def main(
     weights: str = "bundled",
     pooling: Literal["max", "average"] = "max",
     content_weight: float | None = None,
-    style_weight: float | None = None,
+    style_weight: tuple[float, ...] = (),
     tv_weight: float | None = None,
     laplacian_weight: float = 0.0,
     content_layers: tuple[str, ...] | None = None,
@@ -102,7 +104,7 @@ def main(
     style_layer_weights: tuple[float, ...] | None = None,
     distance: Literal["mse", "charbonnier"] = "mse",
     init: str = "content",
-    seed: int = 0,
+    seed: tuple[int, ...] = (0,),
     style_blend: tuple[float, ...] = (),
     style_scale: float = 1.0,
     style_mask: tuple[Path, ...] = (),
@@ -111,11 +113,15 @@ def main(
     frames: Path | None = None,
     frames_every: int = 5,
     curve: Path | None = None,
+    grid: bool = False,
+    memory_limit: float | None = None,
+    devices: int = 1,
+    precision: Literal["highest", "tf32", "bf16"] | None = None,
 ) -> None:
     """Paint a photograph in the style of a painting.
 
     Args:
-        content: the photograph.
+        content: the photograph (with --grid several).
         style: one painting or several, which are blended, or painted each into its --content-mask.
         output: the picture to write: .png (holds the command that made it), .jpg, .webp, .tif or .bmp.
         preset: fast (Wasserstein pyramid, two minutes), quality (the same, five times the steps), gatys (his notebook's
@@ -133,7 +139,7 @@ def main(
         weights: bundled, keras or torchvision (downloaded), or a .h5, .pth, .onnx, .npz or .safetensors file.
         pooling: of the network; average makes smoother pictures.
         content_weight: of the content loss.
-        style_weight: of the style loss.
+        style_weight: of the style loss (with --grid several).
         tv_weight: of the squared total variation, against noise.
         laplacian_weight: of the Laplacian loss, which keeps the photograph's edges.
         content_layers: the network's layers that keep the content.
@@ -142,7 +148,7 @@ def main(
         distance: of activations and Gram matrices.
         init: the picture to start from: content, noise, gray, style, or a picture's path (a result, to go on from
             there).
-        seed: of the noise.
+        seed: of the noise (with --grid several).
         style_blend: a number for each style, their shares.
         style_scale: size of the styles' strokes: the styles' long side is this many times --size.
         style_mask: for each style a picture, white where the style is to be learned from.
@@ -151,34 +157,54 @@ def main(
         frames: a folder to write the picture into every --frames-every steps.
         frames_every: steps between two frames.
         curve: a .csv file for every loss term at every evaluation; a plot is written beside it.
+        grid: paint every combination of the --content, --style, --seed and --style-weight given: --output is then a
+            sheet of them all, with the pictures beside it.
+        memory_limit: gigabytes to use; by default 0.7 of what is free. Large pictures are computed in strips.
+        devices: split the picture's rows over so many devices.
+        precision: of products on GPU and TPU; by default the device's own.
     """
     flags = dict(locals())
-    recipe = PRESETS[preset]._replace(**{name: flags[name] for name in Recipe._fields if flags.get(name) is not None})
+    names = [name for name in Recipe._fields if name != "style_weight" and flags.get(name) is not None]
+    recipe = PRESETS[preset]._replace(**{name: flags[name] for name in names})
     if style_layers is not None and style_layer_weights is None:
         recipe = recipe._replace(style_layer_weights=(1.0,) * len(style_layers))
     check(recipe, flags)
+    jobs = jobs_of(recipe, flags)
+    use_devices(devices, precision)
 
     sizes = pyramid.sizes(recipe.size, scales=recipe.scales, smallest=recipe.smallest, ratio=recipe.ratio)
     if recipe.scales is None:
         # A panorama becomes too narrow before it becomes short.
-        wide_enough = [size for size in sizes if min(images.shape(content, size=size)) >= MINIMUM]
+        wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
     check_pictures(sizes[0], flags)
     counts = pyramid.steps(sizes, recipe.steps, coarse=recipe.coarse)
-    pool = {"max": vgg.max_pool, "average": vgg.average_pool}[pooling]
-    extract = partial(features.EXTRACTORS[network].features, pool=pool, edge="replicate")
-    objective, targets = losses_of(recipe, extract, distance)
-    solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1])
     params = features.load(network, weights, like=images.load(PICTURES / "astronaut.jpg", size=256))
-    term_weights = {"content": recipe.content_weight, "style": recipe.style_weight}
-    term_weights |= {"tv": recipe.tv_weight, "laplacian": laplacian_weight}
+    params = vgg.until(params, recipe.content_layers + recipe.style_layers)
 
-    def prepare(size):
+    largest = max((images.shape(path, size=recipe.size) for path in content), key=math.prod)
+    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
+    history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
+    mesh = stream.mesh(devices) if devices > 1 else None
+    look = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
+    extract = partial(features.EXTRACTORS[network].features, **look)
+    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, **look)
+    objective, targets = losses_of(recipe, extract, measure, distance)
+    solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], history)
+    plan = stream.plan((*largest, 3), recipe.content_layers + recipe.style_layers, limit=network_limit)
+    if history < memory.HISTORY or (mesh is None and any(segment.rows for segment in plan)):
+        print(f"{limit / 1e9:.1f} GB of memory: {stream.describe(plan)}; L-BFGS remembers {history} steps")
+
+    together = solvers.batched(solver)
+    some_style = any(job.style_weight for job in jobs)
+
+    def prepare(job, size):
         """The content picture at a size, and the objective's data for it."""
-        photograph = images.load(content, size=size, minimum=MINIMUM)
+        h, w = images.shape(job.content, size=size)
+        photograph = images.load(job.content, size=(h // devices * devices, w), minimum=MINIMUM)
         picture = in_gray(photograph) if preserve_color == "luminance" else photograph
         styles = load_styles(
-            style,
+            job.style,
             size=round(size * style_scale),
             masks=style_mask,
             regions=content_mask,
@@ -186,11 +212,13 @@ def main(
             shape=picture.shape,
         )
         styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
+        terms = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": laplacian_weight}
+        terms = {name: weight for name, weight in terms.items() if weight}
         data = jax.jit(targets)(
             params,
             picture,
             styles,
-            weights={name: weight for name, weight in term_weights.items() if weight},
+            weights=terms | ({"style": job.style_weight} if some_style else {}),
             content_layers=dict.fromkeys(recipe.content_layers, 1.0),
             style_layers=dict(zip(recipe.style_layers, recipe.style_layer_weights, strict=True)),
         )
@@ -200,52 +228,149 @@ def main(
             )
         return picture, data
 
-    def finished(picture):
+    def finished(job, picture):
         """The picture to show, with the photograph's colours where only its luminance was painted."""
         if preserve_color != "luminance":
             return np.asarray(picture)
-        photograph = images.load(content, size=picture.shape[:2])
+        photograph = images.load(job.content, size=picture.shape[:2])
         return np.asarray(color.with_luminance(photograph, color.luminance(picture)))
 
+    done: dict[Job, np.ndarray] = {}
     rows: list[dict] = []
-    picture, ending = None, ""
-    total = sum(counts)
+    ending = ""
+    chunks = chunks_of(jobs, recipe.size, limit=limit)
+    total = sum(counts) * len(chunks)
     # The bar counts work, so that the time left is right: a step at half the size is a quarter of a step.
-    work = sum(count * (size / sizes[-1]) ** 2 for count, size in zip(counts, sizes, strict=True))
-    look = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-    bar = tqdm(total=work, desc=f"{sizes[0]} px, compiling", bar_format=look, dynamic_ncols=True)
+    work = len(chunks) * sum(count * (size / sizes[-1]) ** 2 for count, size in zip(counts, sizes, strict=True))
+    style_of_bar = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+    bar = tqdm(total=work, desc=f"{sizes[0]} px, compiling", bar_format=style_of_bar, dynamic_ncols=True)
+
+    def painting(chunk):
+        """Run a chunk's jobs; what there is of their pictures is in `done` at any time."""
+
+        def prepared(size):
+            bar.set_description(f"{size} px, compiling")
+            return pyramid.stacked([prepare(job, size) for job in chunk])
+
+        def start(contents):
+            pictures = contents if len(chunk) > 1 else [contents]
+            firsts = [first_picture(job, picture, init=init) for job, picture in zip(chunk, pictures, strict=True)]
+            return np.stack(firsts) if len(chunk) > 1 else firsts[0]
+
+        place = None if mesh is None else partial(stream.shardings, mesh)
+        for side, pictures, terms in pyramid.run(
+            together if len(chunk) > 1 else solver, prepared, start, sizes=sizes, steps=counts, place=place
+        ):
+            rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
+            done.update(zip(chunk, pictures if len(chunk) > 1 else [pictures], strict=True))
+            step = len(rows)
+            bar.set_description(f"{side} px, step {step} of {total}, loss {np.mean(terms['loss']):.4g}", refresh=False)
+            bar.set_postfix_str(f"{rate(rows):.2f} steps/s", refresh=False)
+            bar.update(min((side / sizes[-1]) ** 2, work - bar.n))
+            if frames and (step - 1) % frames_every == 0:
+                shape = images.shape(chunk[0].content, size=recipe.size)
+                images.save(frames / f"{step:05d}.jpg", images.resize(finished(chunk[0], done[chunk[0]]), shape))
+            if stopped():
+                return
+
     with terminal.stop_signals() as stopped, bar:
-        start = partial(first_picture, init=init, style=style[0], seed=seed)
         try:
-            for side, picture, terms in pyramid.run(solver, prepare, start, sizes=sizes, steps=counts):
-                rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
-                step = len(rows)
-                bar.set_description(f"{side} px, step {step} of {total}, loss {terms['loss']:.4g}", refresh=False)
-                bar.set_postfix_str(f"{rate(rows):.2f} steps/s", refresh=False)
-                bar.update(min((side / sizes[-1]) ** 2, work - bar.n))
-                if frames and (step - 1) % frames_every == 0:
-                    shape = images.shape(content, size=recipe.size)
-                    images.save(frames / f"{step:05d}.jpg", images.resize(finished(picture), shape))
+            for chunk in chunks:
+                painting(chunk)
                 if stopped():
-                    ending = f"stopped by {stopped()} at step {step} of {total}: "
+                    ending = f"stopped by {stopped()} at step {len(rows)} of {total}: "
                     break
+                if grid:
+                    save_each(output, {job: finished(job, done[job]) for job in chunk}, jobs)
         except FloatingPointError as error:
             ending = f"stopped at step {len(rows)} of {total}, {error} (try another --optimizer or --learning-rate): "
 
-    if picture is None:
+    if not done:
         raise InputError(f"{ending}there is no picture to save")
-    images.save(output, finished(picture), metadata=recipe_of_picture())
+    pictures = {job: finished(job, picture) for job, picture in done.items()}
+    if grid:
+        save_each(output, pictures, jobs)
+        images.save(output, sheet(pictures, jobs), metadata=recipe_of_picture())
+    else:
+        images.save(output, pictures[jobs[0]], metadata=recipe_of_picture())
     if curve:
         write_curve(curve, rows)
-    h, w, _ = picture.shape
-    print(f"{ending}saved {output}, {w} x {h} px, loss {rows[-1]['loss']:.4g}, {rows[-1]['seconds']:.0f} s")
+    h, w, _ = pictures[next(iter(pictures))].shape
+    what = f"{output} and {len(pictures)} pictures beside it" if grid else str(output)
+    loss = np.mean(rows[-1]["loss"])
+    print(f"{ending}saved {what}, {w} x {h} px, loss {loss:.4g}, {rows[-1]['seconds']:.0f} s")
     if ending:
         sys.exit({"SIGINT": 130, "SIGTERM": 143}.get(stopped() or "", 1))
 
 
+class Job(NamedTuple):
+    """One picture to paint."""
+
+    content: Path
+    style: tuple[Path, ...]
+    style_weight: float
+    seed: int
+
+    def name(self, jobs):
+        """What sets it apart from the others."""
+        parts = {
+            self.content.stem: len({job.content for job in jobs}) > 1,
+            "+".join(path.stem for path in self.style): len({job.style for job in jobs}) > 1,
+            f"weight {self.style_weight:g}": len({job.style_weight for job in jobs}) > 1,
+            f"seed {self.seed}": len({job.seed for job in jobs}) > 1,
+        }
+        return ", ".join(part for part, differs in parts.items() if differs) or self.content.stem
+
+
+def jobs_of(recipe, flags):
+    """The pictures to paint: one, or with --grid every combination of its lists."""
+    style_weights = flags["style_weight"] or (recipe.style_weight,)
+    styles = [(path,) for path in flags["style"]] if flags["grid"] else [flags["style"]]
+    return [Job(*each) for each in itertools.product(flags["content"], styles, style_weights, flags["seed"])]
+
+
+def chunks_of(jobs, size, *, limit):
+    """Jobs that are painted together: of the same shape, as many as fit into memory, and no more than four a core."""
+    chunks = []
+    for shape, group in itertools.groupby(jobs, key=lambda job: images.shape(job.content, size=size)):
+        same = list(group)
+        most = max(1, min(int(limit / (5000 * math.prod(shape))), 4 if jax.default_backend() == "cpu" else 64))
+        count = math.ceil(len(same) / most)
+        each = math.ceil(len(same) / count)
+        # The last chunk is filled up, so that all have the same shape and are compiled once.
+        for i in range(count):
+            chunk = same[i * each : (i + 1) * each]
+            chunks.append(chunk + [chunk[-1]] * (each - len(chunk)))
+    return chunks
+
+
+def save_each(sheet_path, pictures, jobs):
+    """Every picture of a grid under its own name beside the sheet."""
+    for job, picture in pictures.items():
+        name = job.name(jobs).replace(", ", "-").replace(" ", "")
+        images.save(sheet_path.with_name(f"{sheet_path.stem}-{name}{sheet_path.suffix}"), picture)
+
+
+def sheet(pictures, jobs):
+    """A contact sheet: a row for each content, labelled."""
+    contents = list(dict.fromkeys(job.content for job in jobs))
+    rows = [[job for job in jobs if job.content == content] for content in contents]
+    cells = [[(pictures.get(job), job.name(jobs)) for job in row] for row in rows]
+    return plots.contact_sheet(cells)
+
+
+def use_devices(devices, precision):
+    """Settings of jax that must come before its start: a CPU can stand for several devices."""
+    if devices > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+    if precision:
+        name = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}[precision]
+        jax.config.update("jax_default_matmul_precision", name)
+
+
 def check(recipe, flags):
     """Refuse flags that make no sense or contradict each other, and files that cannot be written, before any work."""
-    for name in ("size", "steps", "scales", "learning_rate", "style_scale", "frames_every"):
+    for name in ("size", "steps", "scales", "learning_rate", "style_scale", "frames_every", "memory_limit", "devices"):
         if flags[name] is not None and not 0 < flags[name] < math.inf:
             raise InputError(f"{flag(name)} {flags[name]}: give a number above 0")
     for name in (
@@ -265,17 +390,22 @@ def check(recipe, flags):
     for name in recipe.content_layers + recipe.style_layers:
         if name not in layers:
             raise InputError(f"no layer {name!r} in {flags['network']}; it has {', '.join(layers)}")
+    several = [name for name in ("content", "seed", "style_weight") if len(flags[name]) > 1]
+    one_picture = [name for name in ("frames", "curve", "style_blend", "content_mask", "style_mask") if flags[name]]
     smallest = recipe.size / recipe.ratio ** ((recipe.scales or 1) - 1)
-    weights = flags["content_weight"], flags["style_weight"]
+    weights = flags["content_weight"], flags["style_weight"] or None
     problems = {
+        f"{', '.join(map(flag, several))}: several are given; --grid paints every combination": several
+        and not flags["grid"],
+        f"{', '.join(map(flag, one_picture))}: not with --grid, which paints many pictures": one_picture
+        and flags["grid"],
         f"--size {recipe.size}: at least {MINIMUM} pixels are needed": recipe.size < MINIMUM,
         f"--scales {recipe.scales}: the smallest would be under {MINIMUM} pixels; give fewer": smallest < MINIMUM,
         "--strength: give a number from 0 to 1": not 0 <= (flags["strength"] or 0) <= 1,
         "--strength sets --content-weight and --style-weight; give either it or them": flags["strength"] is not None
         and weights != (None, None),
-        "--content-weight and --style-weight are both 0: there is nothing to paint": recipe.content_weight
-        == recipe.style_weight
-        == 0,
+        "--content-weight and --style-weight are both 0: there is nothing to paint": recipe.content_weight == 0
+        and not any(flags["style_weight"] or (recipe.style_weight,)),
         f"--style-layer-weights: give one for each of the {len(recipe.style_layers)} style layers": len(
             recipe.style_layers
         )
@@ -301,34 +431,35 @@ def flag(name):
 
 def check_pictures(size, flags):
     """Refuse pictures that cannot be read, or are too small or narrow at the smallest size, before any work."""
-    content = images.load(flags["content"], size=size, minimum=MINIMUM)
+    contents = [images.load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
         images.load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
     for path in flags["content_mask"] + flags["style_mask"]:
-        images.load_mask(path, shape=content.shape[:2])
+        images.load_mask(path, shape=contents[0].shape[:2])
     if flags["init"] not in ("content", "noise", "gray", "style"):
-        images.load(flags["init"], size=content.shape[:2])
+        images.load(flags["init"], size=contents[0].shape[:2])
 
 
-def losses_of(recipe, extract, distance):
+def losses_of(recipe, extract, measure, distance):
     """(objective, targets) of a recipe."""
     distance = {"mse": losses.mse, "charbonnier": losses.charbonnier}[distance]
-    style: dict[str, Callable]
+    style: dict[str, Any]
     if recipe.wasserstein:
         style = {"statistic": losses.gaussian, "style_distance": losses.wasserstein2, "prepare": losses.with_root}
+        style["centered"] = True
     else:
         # Dividing by CHW, flat weights equal the 1e3 / C^2 of the notebook on F F^T / HW.
         style = {"statistic": partial(losses.gram, normalization="johnson"), "style_distance": distance}
-    return objectives.neural_style(extract, content_distance=distance, **style)
+    return objectives.neural_style(extract, measure=measure, content_distance=distance, **style)
 
 
-def solver_of(recipe, objective, learning_rate, steps):
+def solver_of(recipe, objective, learning_rate, steps, history):
     """The solver of a recipe; Adam's rate falls along a cosine over the steps of each size."""
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     solver = {
-        "lbfgs": lambda: solvers.lbfgs(objective, learning_rate=learning_rate),
+        "lbfgs": lambda: solvers.lbfgs(objective, learning_rate=learning_rate, history=history),
         "lbfgs-optax": lambda: solvers.gradient(
-            objective, optax.lbfgs(learning_rate, memory_size=20, linesearch=None), jump=solvers.JUMP
+            objective, optax.lbfgs(learning_rate, memory_size=history, linesearch=None), jump=solvers.JUMP
         ),
         "adam": lambda: solvers.gradient(objective, optax.adam(rate, b2=0.99)),
         "adamw": lambda: solvers.gradient(objective, optax.adamw(rate, b2=0.99)),
@@ -372,14 +503,13 @@ RECOLOR: dict[str, Callable] = {
 }
 
 
-def first_picture(content, *, init, style, seed):
+def first_picture(job, content, *, init):
     """The picture [H, W, 3] to start from."""
-    noise = jax.random.uniform(jax.random.key(seed), content.shape)
     starts = {
         "content": lambda: content,
-        "noise": lambda: noise,
+        "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(job.seed), content.shape)),
         "gray": lambda: np.full_like(content, 0.5),
-        "style": lambda: images.load(style, size=content.shape[:2]),
+        "style": lambda: images.load(job.style[0], size=content.shape[:2]),
     }
     return starts.get(init, lambda: images.load(init, size=content.shape[:2]))()
 

@@ -1,7 +1,10 @@
-"""Curves (matplotlib, imported when used: `pip install "nstjax[plots]"`)."""
+"""Contact sheets, and curves (matplotlib, imported when used: `pip install "nstjax[plots]"`)."""
 
 import importlib.util
 import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from nstjax.errors import InputError
 
@@ -29,3 +32,26 @@ def curves(rows, *, terms) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, dpi=120)
     return file.getvalue()
+
+
+def contact_sheet(rows, *, cell=256, gap=12) -> np.ndarray:
+    """Pictures [h, w, 3] in [0, 1] with labels, in rows [[(picture or None, label)]], as one picture in [0, 1].
+
+    Each is shrunk to fit `cell` pixels; None leaves its place empty.
+    """
+    font = ImageFont.load_default(size=max(10, cell // 18))
+    line = font.getbbox("Ay")[3] + 6
+    w, h = (max(map(len, rows)) * (cell + gap) + gap, len(rows) * (cell + line + gap) + gap)
+    canvas = Image.new("RGB", (w, h), "white")
+    draw = ImageDraw.Draw(canvas)
+    for i, row in enumerate(rows):
+        for j, (picture, label) in enumerate(row):
+            x, y = gap + j * (cell + gap), gap + i * (cell + line + gap)
+            if picture is not None:
+                thumbnail = Image.fromarray(np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8))
+                thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+                canvas.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
+            while label and font.getlength(label) > cell:
+                label = label[:-1]
+            draw.text((x + (cell - font.getlength(label)) / 2, y + cell + 2), label, fill="black", font=font)
+    return np.asarray(canvas, np.float32) / 255

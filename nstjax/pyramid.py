@@ -1,7 +1,10 @@
 """Coarse to fine: paint small first, where strokes and shapes are large, then enlarge and go on."""
 
 import math
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nstjax import images, solvers
@@ -36,15 +39,34 @@ def enlarge(picture, before, after):
     return np.clip(images.resize(picture, after.shape[:2]) + detail, 0, 1)
 
 
-def run(solver, prepare, start, *, sizes, steps):
+def stacked(prepared):
+    """What `prepare` gives for several pictures of one shape, for `run` with `solvers.batched`; one stays as it is.
+
+    prepared: [(content [h, w, 3], data)]; the network's "params" in the data are shared, all else is stacked.
+    """
+    if len(prepared) == 1:
+        return prepared[0]
+    contents, data = zip(*prepared, strict=True)
+    rest = [{name: x for name, x in each.items() if name != "params"} for each in data]
+    return np.stack(contents), {"params": data[0]["params"]} | jax.tree.map(lambda *x: jnp.stack(x), *rest)
+
+
+def run(solver, prepare, start, *, sizes, steps, place=None):
     """Optimise at each size in turn, `steps` of each: yields (size, picture [h, w, 3], terms) as `solvers.run` does.
 
-    prepare(size) -> (content [h, w, 3], data of the objective); start(content) -> the first picture.
+    prepare(size) -> (content [h, w, 3], data of the objective); start(content) -> the first picture. With
+    `solvers.batched` all of them have a leading axis of pictures. place: see `solvers.run`.
     """
-    picture, before = None, None
+    picture: Any = None
+    before: Any = None
     for size, count in zip(sizes, steps, strict=True):
         content, data = prepare(size)
-        image = start(content) if before is None else enlarge(picture, before, content)
-        for _, picture, terms in solvers.run(solver, image, data, steps=count):
+        if before is None:
+            image = start(content)
+        elif content.ndim == 4:
+            image = np.stack([enlarge(*each) for each in zip(picture, before, content, strict=True)])
+        else:
+            image = enlarge(picture, before, content)
+        for _, picture, terms in solvers.run(solver, image, data, steps=count, place=place):
             yield size, picture, terms
         before = content

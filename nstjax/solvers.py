@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 with warnings.catch_warnings():
@@ -155,6 +156,21 @@ def averaged(solver, *, decay):
     return Solver(init, step, lambda image, state: state.average)
 
 
+def batched(solver, *, shared=("params",)):
+    """A solver of many pictures [N, H, W, 3] at once, each with its own data; those named in `shared` are for all."""
+
+    def axes(data):
+        return {name: None if name in shared else 0 for name in data}
+
+    def init(images, data):
+        return jax.vmap(solver.init, (0, axes(data)))(images, data)
+
+    def step(images, state, data):
+        return jax.vmap(solver.step, (0, 0, axes(data)))(images, state, data)
+
+    return Solver(init, step, jax.vmap(solver.result))
+
+
 def by_first_gradient():
     """An optax transformation that divides every gradient by the first one's mean size: a fixed scale."""
 
@@ -169,19 +185,26 @@ def _choose(condition, yes, no):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
-def run(solver, image, data, *, steps, give_up=10):
+def run(solver, image, data, *, steps, give_up=10, place=None):
     """Optimise a picture [H, W, 3]: yields (step, picture, terms) after each of `steps` steps, from 1.
 
-    Raises FloatingPointError after `give_up` failed evaluations in a row; the last picture yielded is then the last
-    good one.
+    terms: {name: number}, or a list of numbers where the solver is of many pictures. place: a function from a tree of
+    arrays to their shardings (`nstjax.stream.shardings`), for several devices. Raises FloatingPointError after
+    `give_up` failed evaluations in a row (of every picture); the last picture yielded is then the last good one.
     """
-    step = jax.jit(solver.step, donate_argnums=1)
     image = jnp.asarray(image)
     # Copies, since the state is given away at each step, and a buffer can be given away only once.
     state = jax.tree.map(jnp.copy, solver.init(image, data))
+    shardings = None
+    if place is not None:
+        image, state = jax.device_put((image, state), place((image, state)))
+        shardings = (*place((image, state)), None)
+    step = jax.jit(solver.step, donate_argnums=1, out_shardings=shardings)
     for number in range(1, steps + 1):
         image, state, terms = step(image, state, data)
-        terms = {name: float(value) for name, value in terms.items()}
-        if terms["failures"] >= give_up:
-            raise FloatingPointError(f"the loss is {terms['loss']:.4g} at step {number}, {give_up} times in a row")
+        terms = {name: np.asarray(value).tolist() for name, value in terms.items()}
+        if np.min(terms["failures"]) >= give_up:
+            raise FloatingPointError(
+                f"the loss is {np.max(terms['loss']):.4g} at step {number}, {give_up} times in a row"
+            )
         yield number, jnp.copy(solver.result(image, state)), terms

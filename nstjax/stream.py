@@ -71,6 +71,12 @@ def plan(shape, layers, *, limit):
     return segments(layers, rows=rows)
 
 
+def describe(plan):
+    """A plan in words."""
+    strips = [f"block {'-'.join(map(str, s.blocks))} in strips of {s.rows} rows" for s in plan if s.rows]
+    return ", ".join(strips) or "the network at once"
+
+
 def _convs(block, layers):
     """How many of a block's convolutions the layers need, of the most that VGG has there."""
     convs = [int(name[6:]) for name in layers if block_of(name) == block and "_" in name]
@@ -224,6 +230,17 @@ def mesh(devices):
     if not 1 <= devices <= len(there):
         raise InputError(f"{devices} devices are wanted, and there are {len(there)} ({there[0].platform})")
     return jax.make_mesh((devices,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,), devices=there[:devices])
+
+
+def shardings(mesh, tree):
+    """For every array of a tree, such as pictures [..., H, W, 3], rows split over the mesh's devices if they can be."""
+
+    def of(x):
+        split = x.ndim >= 3 and x.shape[-1] == 3 and x.shape[-3] % mesh.size == 0
+        spec = (*(None,) * (x.ndim - 3), *mesh.axis_names) if split else ()
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+    return jax.tree.map(of, tree)
 
 
 def _rows_of_device(height, mesh):

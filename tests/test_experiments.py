@@ -17,7 +17,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from nstjax import features, images, solvers, terminal, weights
+from nstjax import features, images, solvers, stream, terminal, weights
 from nstjax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -176,6 +176,77 @@ def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
     assert b[-1]["loss"] < b[0]["loss"]
 
 
+# --- many pictures, large pictures, many devices
+
+
+def test_a_grid_paints_every_combination(run, tmp_path):
+    contents = [picture(tmp_path / f"photo{i}.png", i) for i in (1, 6)] + [picture(tmp_path / "tall.png", 7, (56, 64))]
+    styles = [picture(tmp_path / f"s{i}.png", 10 + i) for i in (1, 2)]
+    lists = ["--content", *contents, "--style", *styles, "--seed", "1", "2", "--init", "noise"]
+    sheet = images.load(run("--grid", *lists, output="sheet.png"))
+    each = sorted(path.name for path in tmp_path.glob("sheet-*.png"))
+    expected = [f"sheet-{c.stem}-{s.stem}-seed{seed}.png" for c in contents for s in styles for seed in (1, 2)]
+    assert each == sorted(expected)
+    assert sheet.shape[0] > 3 * 256 and sheet.shape[1] > 4 * 256
+    one = ["--content", contents[1], "--style", styles[0], "--seed", "2", "--init", "noise"]
+    alone = images.load(run(*one, output="alone.png"))
+    together = images.load(tmp_path / "sheet-photo6-s1-seed2.png")
+    others = [images.load(tmp_path / name) for name in each if name != "sheet-photo6-s1-seed2.png"]
+    error = np.abs(alone - together).mean()
+    assert error < 1 / 255
+    assert all(error < 0.1 * np.abs(alone - other).mean() for other in others if other.shape == alone.shape)
+
+
+def test_weights_in_a_grid(run, tmp_path):
+    run("--grid", "--style-weight", "0", "1", output="sheet.png", steps=8)
+    weak, strong = (images.load(tmp_path / f"sheet-weight{w}.png") for w in (0, 1))
+    photograph = images.load(tmp_path / "content.png", size=48)
+    assert np.abs(weak - photograph).mean() < np.abs(strong - photograph).mean()
+
+
+def test_a_second_picture_of_the_same_shape_compiles_nothing(run, tmp_path):
+    compiled = []
+
+    def listen(event, duration, **_):
+        if event.endswith("backend_compile_duration"):
+            compiled.append(event)
+
+    contents = [picture(tmp_path / f"photo{i}.png", i) for i in range(8)]
+    counts = []
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        for some in (contents[:4], contents):
+            jax.clear_caches()
+            compiled.clear()
+            run("--grid", "--content", *some, "--scales", "1", output="sheet.png")
+            counts.append(len(compiled))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert counts[0] > 0
+    assert counts[1] == counts[0]
+
+
+def test_strips_paint_the_same_picture(run, monkeypatch):
+    whole = images.load(run("--scales", "1", output="whole.png", steps=5))
+    chosen = []
+
+    def plan(shape, layers, *, limit):
+        chosen.append(shape)
+        return stream.segments(layers, rows=lambda blocks: 16 >> (blocks[0] > 2))
+
+    monkeypatch.setattr(stream, "plan", plan)
+    strips = images.load(run("--scales", "1", output="strips.png", steps=5))
+    assert chosen
+    assert np.abs(whole - strips).max() <= 2 / 255
+
+
+def test_devices_paint_the_same_picture(run):
+    one = images.load(run("--scales", "1", "--preset", "gatys", output="one.png", size=64, steps=5))
+    two = images.load(run("--scales", "1", "--preset", "gatys", "--devices", "2", output="two.png", size=64, steps=5))
+    assert one.shape == two.shape
+    assert np.abs(one - two).max() <= 2 / 255
+
+
 # --- refusals: one line, exit status 2, nothing lost
 
 
@@ -216,6 +287,12 @@ BAD = {
     "blend of another length": lambda d: (["--style-blend", "1", "2"], "--style-blend"),
     "blend of nothing": lambda d: (["--style-blend", "0"], "--style-blend"),
     "curve of another kind": lambda d: (["--curve", d / "curve.txt"], "--curve"),
+    "several contents": lambda d: (["--content", "a.png", "b.png"], "--grid"),
+    "several weights": lambda d: (["--style-weight", "1", "2"], "--grid"),
+    "frames of a grid": lambda d: (["--grid", "--frames", d / "frames"], "--frames"),
+    "no memory": lambda d: (["--memory-limit", "0.1"], "--memory-limit"),
+    "no devices": lambda d: (["--devices", "0"], "--devices"),
+    "too many devices": lambda d: (["--devices", "64"], "64 devices"),
     "no frames": lambda d: (["--frames", d / "frames", "--frames-every", "0"], "--frames-every"),
 }
 

@@ -71,6 +71,12 @@ def features(params, image, *, pool=max_pool, edge="zero"):
     return out
 
 
+def until(params, layers):
+    """The params of the convolutions that the layers need, and no more."""
+    deepest = max((int(name[4]), int(name[6:] or 9)) for name in layers)
+    return {name: p for name, p in params.items() if name == "mean" or (int(name[4]), int(name[6:])) <= deepest}
+
+
 def block(params, x, number, *, pool=max_pool, edge="zero", inside=lambda x: x):
     """One block's activations {layer: [h, w, C]} from the block before's pool, or from the picture for block 1.
 

@@ -1,0 +1,46 @@
+"""How much memory there is, and what fits into it."""
+
+import re
+from pathlib import Path
+
+import jax
+
+from nstjax import stream
+from nstjax.errors import InputError
+
+RUNTIME = 600e6  # bytes of the program itself
+HISTORY = 20  # pairs that L-BFGS remembers where there is room
+CONTENT = 8  # numbers for a pixel of the picture in a content layer such as relu4_2
+
+
+def available():
+    """Bytes that the default device has free (on CPU, of the machine or of the container)."""
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    free = 8e9  # where the system does not tell
+    if (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * float(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(file).exists() and (limit := Path(file).read_text().strip()).isdigit():
+            free = min(free, float(limit))
+    return free
+
+
+def fit(shape, params, *, limit, contents=1):
+    """(pairs that L-BFGS may remember, bytes left to the network) for a picture [H, W, 3] within `limit` bytes in all.
+
+    Fewer pairs than 20 where they would take more than two fifths. Raises InputError where not even 3 pairs and strips
+    of a few rows fit, and says how much is needed.
+    """
+    pixels = shape[0] * shape[1]
+    picture = 12 * pixels
+    history = int(min(HISTORY, max(3, 0.4 * limit / (2 * picture))))
+    fixed = RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + 4 * CONTENT * contents * pixels
+    left = limit - fixed - (2 * history + 8) * picture
+    least = 4 * stream.KEPT * pixels + 4 * stream.WORKSPACE[1, 2] * shape[1] * (16 + 16)
+    if left < least:
+        needed = (fixed + 14 * picture + least) / 1e9
+        what = f"a picture of {shape[1]}x{shape[0]} px needs about {needed:.1f} GB of memory"
+        raise InputError(f"{what}, and {limit / 1e9:.1f} GB may be used: lower --size or raise --memory-limit")
+    return history, left
