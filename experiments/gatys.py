@@ -34,6 +34,7 @@ from nstjax.features import vgg
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 MINIMUM = 32  # pixels: the short side at which relu5_1 still has 2 x 2 positions
+MARGIN = 8  # pixels by which pictures are continued before the network sees them
 
 
 class Recipe(NamedTuple):
@@ -179,19 +180,20 @@ def main(
         sizes = wide_enough or sizes[-1:]
     check_pictures(sizes[0], flags)
     counts = pyramid.steps(sizes, recipe.steps, coarse=recipe.coarse)
-    params = features.load(network, weights, like=images.load(PICTURES / "astronaut.jpg", size=256))
-    params = vgg.until(params, recipe.content_layers + recipe.style_layers)
+    layers = recipe.content_layers + recipe.style_layers
+    usual = images.load(PICTURES / "astronaut.jpg", size=256)
+    params = features.load(network, weights, layers=layers, like=usual)
 
     largest = max((images.shape(path, size=recipe.size) for path in content), key=math.prod)
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
     mesh = stream.mesh(devices) if devices > 1 else None
-    look = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
-    extract = partial(features.EXTRACTORS[network].features, **look)
-    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, **look)
+    pool = {"max": vgg.max_pool, "average": vgg.average_pool}[pooling]
+    extract = partial(features.EXTRACTORS[network].features, pool=pool)
+    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, pool=pool)
     objective, targets = losses_of(recipe, extract, measure, distance)
     solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], history)
-    plan = stream.plan((*largest, 3), recipe.content_layers + recipe.style_layers, limit=network_limit)
+    plan = stream.plan((*largest, 3), layers, limit=network_limit)
     if history < memory.HISTORY or (mesh is None and any(segment.rows for segment in plan)):
         print(f"{limit / 1e9:.1f} GB of memory: {stream.describe(plan)}; L-BFGS remembers {history} steps")
 
@@ -450,7 +452,7 @@ def losses_of(recipe, extract, measure, distance):
     else:
         # Dividing by CHW, flat weights equal the 1e3 / C^2 of the notebook on F F^T / HW.
         style = {"statistic": partial(losses.gram, normalization="johnson"), "style_distance": distance}
-    return objectives.neural_style(extract, measure=measure, content_distance=distance, **style)
+    return objectives.neural_style(extract, measure=measure, content_distance=distance, margin=MARGIN, **style)
 
 
 def solver_of(recipe, objective, learning_rate, steps, history):
@@ -542,5 +544,6 @@ def write_curve(path, rows):
 
 if __name__ == "__main__":
     terminal.tune_malloc()
+    terminal.cache_compilations()
     with terminal.refusals("gatys.py"):
         tyro.cli(main)

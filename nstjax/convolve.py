@@ -39,8 +39,8 @@ def winograd(kernel, bias):
     Both transformed kernels, of the convolution and of its gradient, are made here, once and in numpy: passed as
     arguments of jit they cost no compile time.
     """
-    transposed = np.flip(np.asarray(kernel), (0, 1)).swapaxes(2, 3)
-    return {"forward": _transform_kernel(kernel), "backward": _transform_kernel(transposed), "bias": bias}
+    backward = _transform_kernel(np.flip(kernel, (0, 1))).swapaxes(1, 2)
+    return {"forward": _transform_kernel(kernel), "backward": np.ascontiguousarray(backward), "bias": bias}
 
 
 def conv(x, p):
@@ -53,9 +53,10 @@ def conv(x, p):
 
 def _transform_kernel(kernel):
     """[3, 3, in, out] -> [36, in, out]."""
-    g = KERNEL_TRANSFORM
-    u = np.einsum("ai,bj,ijco->abco", g, g, np.asarray(kernel, np.float64), optimize=True)
-    return u.reshape(36, *u.shape[2:]).astype(np.float32)
+    g = KERNEL_TRANSFORM.astype(np.float32)
+    kernel = np.asarray(kernel, np.float32)
+    rows = (g @ kernel.reshape(3, -1)).reshape(6, 3, -1)
+    return np.matmul(g, rows).reshape(36, *kernel.shape[2:])
 
 
 def _combine(matrix, parts, *, axis):
@@ -64,6 +65,8 @@ def _combine(matrix, parts, *, axis):
     return jnp.stack([functools.reduce(jnp.add, row) for row in rows], axis=axis)
 
 
+# Compiled into whatever calls it; jit here only keeps Python from tracing the same hundreds of additions many times.
+@jax.jit
 def _winograd(x, u):
     """3x3 convolution of x [H, W, in] with a transformed kernel u [36, in, out], zero padding."""
     h, w, _ = x.shape

@@ -9,7 +9,7 @@ from nstjax import stream
 from nstjax.errors import InputError
 
 RUNTIME = 600e6  # bytes of the program itself
-HISTORY = 20  # pairs that L-BFGS remembers where there is room
+HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is room, and where there is little
 CONTENT = 8  # numbers for a pixel of the picture in a content layer such as relu4_2
 
 
@@ -30,17 +30,16 @@ def available():
 def fit(shape, params, *, limit, contents=1):
     """(pairs that L-BFGS may remember, bytes left to the network) for a picture [H, W, 3] within `limit` bytes in all.
 
-    Fewer pairs than 20 where they would take more than two fifths. Raises InputError where not even 3 pairs and strips
-    of a few rows fit, and says how much is needed.
+    Of what is left after 3 pairs and the least that the network can do with, three fifths go to more pairs, up to 20.
+    Raises InputError where there is not even that, and says how much is needed.
     """
     pixels = shape[0] * shape[1]
     picture = 12 * pixels
-    history = int(min(HISTORY, max(3, 0.4 * limit / (2 * picture))))
-    fixed = RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + 4 * CONTENT * contents * pixels
-    left = limit - fixed - (2 * history + 8) * picture
+    fixed = RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + 4 * CONTENT * contents * pixels + 8 * picture
     least = 4 * stream.KEPT * pixels + 4 * stream.WORKSPACE[1, 2] * shape[1] * (16 + 16)
-    if left < least:
-        needed = (fixed + 14 * picture + least) / 1e9
-        what = f"a picture of {shape[1]}x{shape[0]} px needs about {needed:.1f} GB of memory"
+    spare = limit - fixed - least - 2 * LEAST_HISTORY * picture
+    if spare < 0:
+        what = f"a picture of {shape[1]}x{shape[0]} px needs {(limit - spare) / 1e9:.1f} GB of memory"
         raise InputError(f"{what}, and {limit / 1e9:.1f} GB may be used: lower --size or raise --memory-limit")
-    return history, left
+    history = min(HISTORY, LEAST_HISTORY + int(0.6 * spare / (2 * picture)))
+    return history, limit - fixed - 2 * history * picture

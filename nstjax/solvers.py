@@ -8,6 +8,7 @@ The only file that imports jaxopt.
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -57,14 +58,14 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
         free = (project(image - 1e-3 * jnp.sign(grad)) != image) & jnp.isfinite(loss)
         return (loss, terms), jnp.where(free, grad, 0)
 
-    inner = jaxopt.LBFGS(evaluate, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
+    make = partial(jaxopt.LBFGS, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
+    inner = make(evaluate)
 
     def init(image, data):
-        # Zeros instead of jaxopt's own state, which costs an evaluation and its compilation: the gradient is zero, so
-        # the first step stays where it is and evaluates the loss there.
-        shapes = jax.eval_shape(lambda image, data: inner.init_state(image, data=data), image, data)
-        state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return state._replace(value=jnp.full_like(state.value, jnp.inf), aux=jnp.zeros((), int))
+        # jaxopt's own first state costs an evaluation and its compilation. With a gradient of zero the first step
+        # stays where it is and evaluates the loss there.
+        state = make(lambda image: ((jnp.inf, 0), jnp.zeros_like(image))).init_state(image)
+        return state._replace(value=jnp.full((), jnp.inf), aux=jnp.zeros((), int))
 
     def step(image, state, data):
         trial, new = inner.update(image, state, data=data)

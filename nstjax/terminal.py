@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 
@@ -19,6 +20,20 @@ def tune_malloc():
         m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
         for setting, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 << 20), (m_arena_max, 1)):
             libc.mallopt(setting, value)
+
+
+def cache_compilations():
+    """Keep compiled programs on disk ($NSTJAX_CACHE or the user's own cache), so that a second start compiles nothing.
+
+    JAX's own settings, such as $JAX_COMPILATION_CACHE_DIR, come first.
+    """
+    import jax
+    import pooch
+
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = os.path.join(os.environ.get("NSTJAX_CACHE") or pooch.os_cache("nstjax"), "compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 @contextlib.contextmanager

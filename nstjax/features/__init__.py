@@ -24,10 +24,11 @@ EXTRACTORS = {
 }
 
 
-def load(network, source="bundled", *, like=None, winograd=None):
+def load(network, source="bundled", *, layers=None, like=None, winograd=None):
     """Params of an extractor, on the default device.
 
-    source: "bundled", "keras", "torchvision" or a file (see `nstjax.weights.load`). like: a picture [H, W, 3]; its
+    source: "bundled", "keras", "torchvision" or a file (see `nstjax.weights.load`). layers: those wanted; convolutions
+    after them are left out. like: a picture [H, W, 3]; its
     mean activations in the bundled network are given to every layer (`vgg.match_scale`), so that losses mean the same
     with weights of another scale, such as torchvision's. winograd: compute the wide convolutions by Winograd's
     algorithm; by default on CPU. Raises InputError for an unknown network or a file that does not hold its weights.
@@ -37,7 +38,7 @@ def load(network, source="bundled", *, like=None, winograd=None):
     tree = weights.load(network, source)
     if like is not None and source != "bundled":
         tree = vgg.match_scale(tree, weights.load(network), like)
-    return prepare(tree, winograd=winograd)
+    return prepare(tree if layers is None else vgg.until(tree, layers), winograd=winograd)
 
 
 def prepare(tree, *, winograd=None):

@@ -1,10 +1,10 @@
-"""nstjax against Torch: seconds from start to saved picture, and that picture's loss.
+"""How long until the loss that Torch reaches: seconds from start to saved picture, and that picture's loss.
 
-    python benchmarks/time_to_picture.py --torch-python PATH [--content PATH --style PATH --size 384 --steps 200
-    --rounds 3]
+    python benchmarks/time_to_loss.py --torch-python PATH [--content PATH --style PATH --size 512
+    --evaluations 500 --steps 60 100 --scales 1 --rounds 1 --json FILE]
 
-Runs whole commands in separate processes, in turn (torch, nstjax, nstjax from coarse to fine, torch, ...), scores the
-saved pictures by Torch, prints a table of medians and ratios, and writes it as JSON. PATH is a Python that has torch,
+Runs whole commands in separate processes, in turn: torch with `--evaluations` of its L-BFGS, nstjax's Gatys preset with
+each number of `--steps`. Scores every saved picture by Torch, and prints a table. PATH is a Python that has torch,
 numpy, pillow and safetensors.
 """
 
@@ -36,30 +36,40 @@ def main():
     parser.add_argument("--torch-python", required=True)
     parser.add_argument("--content", default=PICTURES / "astronaut.jpg")
     parser.add_argument("--style", default=PICTURES / "gale.jpg")
-    parser.add_argument("--size", type=int, default=384)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--evaluations", type=int, default=500)
+    parser.add_argument("--steps", type=int, nargs="+", default=[60, 100])
+    parser.add_argument("--scales", nargs="*", default=[], help="also with so many scales; by default automatic")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
 
     torch = [args.torch_python, ROOT / "benchmarks" / "torch_gatys.py"]
     pair = [args.content, args.style]
     gatys = [sys.executable, ROOT / "experiments" / "gatys.py", "--content", args.content, "--style", args.style]
-    gatys += ["--preset", "gatys", "--size", args.size, "--steps", args.steps, "--output"]
+    gatys += ["--preset", "gatys", "--size", args.size]
     with tempfile.TemporaryDirectory() as folder:
-        pictures = {name: Path(folder) / f"{name}.png" for name in ("torch", "nstjax", "coarse-to-fine")}
+        pictures = {"torch": Path(folder) / "torch.png"}
         commands = {
-            "torch": [*torch, "paint", *pair, pictures["torch"], "--size", args.size, "--evaluations", args.steps],
-            "nstjax": [*gatys, pictures["nstjax"], "--scales", 1],
-            "coarse-to-fine": [*gatys, pictures["coarse-to-fine"]],
+            "torch": [*torch, "paint", *pair, pictures["torch"], "--size", args.size, "--evaluations", args.evaluations]
         }
+        for steps in args.steps:
+            for scales in ([], *(["--scales", scales] for scales in args.scales)):
+                name = " ".join(map(str, ["nstjax", "--steps", steps, *scales]))
+                pictures[name] = Path(folder) / f"{name}.png"
+                commands[name] = [*gatys, "--steps", steps, *scales, "--output", pictures[name]]
         seconds: dict[str, list[float]] = {name: [] for name in commands}
+        floats = None
         for number in range(args.rounds):
             for name, command in commands.items():
-                seconds[name].append(timed(command)[0])
-                print(f"round {number + 1}: {name} {seconds[name][-1]:.1f} s", flush=True)
+                time_of, said = timed(command)
+                seconds[name].append(time_of)
+                if name == "torch":
+                    floats = json.loads(said)["float_loss"]
+                print(f"round {number + 1}: {name} {time_of:.1f} s", flush=True)
         loss = {name: json.loads(timed([*torch, "score", *pair, path])[1])["loss"] for name, path in pictures.items()}
 
+    print(f"torch's floats, before they are clamped and saved: {floats:.4g}")
     print("| | seconds (median, min to max) | against torch, in each round | saved picture's loss |\n|---|---|---|---|")
     for name, times in seconds.items():
         ratios = [own / other for own, other in zip(times, seconds["torch"], strict=True)]
@@ -67,16 +77,10 @@ def main():
         against = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"| {name} | {spread} | {against} | {loss[name]:.4g} |")
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "jaxopt", "numpy")}
-    about = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }
+    about = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     if args.json:
-        args.json.write_text(
-            json.dumps({"seconds": seconds, "loss": loss, "size": args.size, "steps": args.steps} | about, indent=2)
-        )
+        found = {"seconds": seconds, "loss": loss, "float_loss": floats, "size": args.size}
+        args.json.write_text(json.dumps(found | about | {"versions": versions}, indent=2))
 
 
 if __name__ == "__main__":
