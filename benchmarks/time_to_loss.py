@@ -47,7 +47,7 @@ def main():
     torch = [args.torch_python, ROOT / "benchmarks" / "torch_gatys.py"]
     pair = [args.content, args.style]
     gatys = [sys.executable, ROOT / "experiments" / "gatys.py", "--content", args.content, "--style", args.style]
-    gatys += ["--preset", "gatys", "--size", args.size]
+    gatys += ["--preset", "gatys", "--content-weight", 1, "--size", args.size]
     with tempfile.TemporaryDirectory() as folder:
         pictures = {"torch": Path(folder) / "torch.png"}
         commands = {

@@ -34,7 +34,6 @@ from nstjax.features import vgg
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 MINIMUM = 32  # pixels: the short side at which relu5_1 still has 2 x 2 positions
-MARGIN = 8  # pixels by which pictures are continued before the network sees them
 
 
 class Recipe(NamedTuple):
@@ -44,7 +43,7 @@ class Recipe(NamedTuple):
     steps: int = 500
     scales: int | None = None
     optimizer: str = "lbfgs"
-    content_weight: float = 1.0
+    content_weight: float = 2.0
     style_weight: float = 1e3
     tv_weight: float = 0.0
     content_layers: tuple[str, ...] = ("relu4_2",)
@@ -55,6 +54,7 @@ class Recipe(NamedTuple):
     ratio: float = 2.0
     coarse: float = 1 / 3
     smallest: int = 192
+    margin: float = 1 / 16
     balance: float = 300.0
 
 
@@ -66,6 +66,7 @@ WASSERSTEIN = Recipe(
     ratio=2**0.5,
     coarse=1.0,
     smallest=128,
+    margin=0.0,
     balance=4.0,
     content_weight=0.005,
     style_weight=1.0,
@@ -74,7 +75,8 @@ WASSERSTEIN = Recipe(
 )
 PRESETS = {
     "fast": WASSERSTEIN._replace(steps=40),
-    # The notebook that Gatys released: Gram matrices, 500 iterations of L-BFGS from the content, no priors.
+    # The notebook that Gatys released: Gram matrices, 500 iterations of L-BFGS from the content, no priors. But twice
+    # its content weight: it used a network with normalised weights, and with the original ones content gets lost.
     "gatys": Recipe(steps=500),
     "quality": WASSERSTEIN._replace(steps=200),
 }
@@ -180,6 +182,8 @@ def main(
         sizes = wide_enough or sizes[-1:]
     check_pictures(sizes[0], flags)
     counts = pyramid.steps(sizes, recipe.steps, coarse=recipe.coarse)
+    # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
+    margins = {size: round(recipe.margin * size) for size in sizes[:-1]} | {sizes[-1]: 0}
     layers = recipe.content_layers + recipe.style_layers
     usual = images.load(PICTURES / "astronaut.jpg", size=256)
     params = features.load(network, weights, layers=layers, like=usual)
@@ -188,9 +192,10 @@ def main(
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
     mesh = stream.mesh(devices) if devices > 1 else None
-    pool = {"max": vgg.max_pool, "average": vgg.average_pool}[pooling]
-    extract = partial(features.EXTRACTORS[network].features, pool=pool)
-    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, pool=pool)
+    place = None if mesh is None else partial(stream.shardings, mesh)
+    look = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
+    extract = partial(features.EXTRACTORS[network].features, **look)
+    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, **look)
     objective, targets = losses_of(recipe, extract, measure, distance)
     solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], history)
     plan = stream.plan((*largest, 3), layers, limit=network_limit)
@@ -205,13 +210,15 @@ def main(
         h, w = images.shape(job.content, size=size)
         photograph = images.load(job.content, size=(h // devices * devices, w), minimum=MINIMUM)
         picture = in_gray(photograph) if preserve_color == "luminance" else photograph
+        picture = pyramid.continued(picture, margins[size])
         styles = load_styles(
             job.style,
             size=round(size * style_scale),
             masks=style_mask,
             regions=content_mask,
             blend=style_blend,
-            shape=picture.shape,
+            shape=photograph.shape,
+            margin=margins[size],
         )
         styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
         terms = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": laplacian_weight}
@@ -259,10 +266,8 @@ def main(
             firsts = [first_picture(job, picture, init=init) for job, picture in zip(chunk, pictures, strict=True)]
             return np.stack(firsts) if len(chunk) > 1 else firsts[0]
 
-        place = None if mesh is None else partial(stream.shardings, mesh)
-        for side, pictures, terms in pyramid.run(
-            together if len(chunk) > 1 else solver, prepared, start, sizes=sizes, steps=counts, place=place
-        ):
+        paint = partial(pyramid.run, together if len(chunk) > 1 else solver, prepared, start, place=place)
+        for side, pictures, terms in paint(sizes=sizes, steps=counts, margins=list(margins.values())):
             rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
             done.update(zip(chunk, pictures if len(chunk) > 1 else [pictures], strict=True))
             step = len(rows)
@@ -452,7 +457,7 @@ def losses_of(recipe, extract, measure, distance):
     else:
         # Dividing by CHW, flat weights equal the 1e3 / C^2 of the notebook on F F^T / HW.
         style = {"statistic": partial(losses.gram, normalization="johnson"), "style_distance": distance}
-    return objectives.neural_style(extract, measure=measure, content_distance=distance, margin=MARGIN, **style)
+    return objectives.neural_style(extract, measure=measure, content_distance=distance, **style)
 
 
 def solver_of(recipe, objective, learning_rate, steps, history):
@@ -472,10 +477,11 @@ def solver_of(recipe, objective, learning_rate, steps, history):
     return solvers.averaged(solver, decay=recipe.average) if recipe.average else solver
 
 
-def load_styles(paths, *, size, masks, regions, blend, shape):
+def load_styles(paths, *, size, masks, regions, blend, shape, margin):
     """The style pictures with their long side at a size, their masks, and shares that sum to 1."""
     pictures = [images.load(path, size=size, minimum=MINIMUM // 2) for path in paths]
-    regions = [images.load_mask(path, shape=shape[:2]) for path in regions] or [None] * len(paths)
+    regions = [images.load_mask(path, shape=shape[:2]) for path in regions]
+    regions = [pyramid.continued(region[..., None], margin)[..., 0] for region in regions] or [None] * len(paths)
     masks = [images.load_mask(path, shape=picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]
     shares = np.array(blend or [1.0] * len(paths), np.float32)
     shares /= shares.sum()

@@ -30,7 +30,6 @@ def neural_style(
     prepare=lambda target: target,
     centered=False,
     measure=None,
-    margin=0,
     tv_power=2.0,
     pool=4,
 ):
@@ -39,8 +38,7 @@ def neural_style(
     features: (params, image [H, W, 3]) -> {layer: [h, w, C]}. statistic, distances: see `nstjax.losses`; prepare: done
     once to each style target (`losses.with_root` for the Wasserstein distance). centered: sum the style's features
     about the content's mean, which covariances need to be exact. measure: how sums over the picture are taken, by
-    default `at_once(features)`; see `nstjax.stream`. margin: pixels by which every picture is continued by reflection
-    before the network sees it, whose zeros beyond the border are otherwise painted as a frame. tv_power: see `losses.total_variation`; pool: see
+    default `at_once(features)`; see `nstjax.stream`. tv_power: see `losses.total_variation`; pool: see
     `losses.laplacian`.
 
     objective(image, data) -> (loss, terms): terms are those named in data["weights"], multiplied by their weights:
@@ -52,12 +50,8 @@ def neural_style(
     """
     measure = measure or at_once(features)
 
-    def shown(image):
-        """What the network sees of a picture [H, W, 3] or mask [H, W]."""
-        return jnp.pad(image, ((margin, margin),) * 2 + ((0, 0),) * (image.ndim - 2), mode="reflect")
-
     def objective(image, data):
-        measured, _ = measure(_part(data), data["params"], shown(image), _maps(data))
+        measured, _ = measure(_part(data), data["params"], image, _maps(data))
         losses_by_name = {
             "content": lambda: sum(w * measured[name]["content"] for name, w in data["content_layers"].items()),
             "style": lambda: sum(
@@ -105,11 +99,9 @@ def neural_style(
     def targets(params, content, styles, *, weights, content_layers, style_layers):
         layers, every = dict.fromkeys(style_layers, ()), tuple(content_layers)
         plain = lambda name, x, _, valid, height: losses.sums(x, mask=_mask(None, x, valid))  # noqa: E731
-        seen = shown(content)
-        sums, kept = measure(plain, params, seen, layers if centered else {}, keep=every)
+        sums, kept = measure(plain, params, content, layers if centered else {}, keep=every)
         origins = {name: s.first / s.weight for name, s in sums.items()}
-        regions = [style["region"] if style["region"] is None else shown(style["region"]) for style in styles]
-        regions = [at_layers(region, features, params, seen, style_layers) for region in regions]
+        regions = [at_layers(style["region"], features, params, content, style_layers) for style in styles]
         return jax.tree.map(
             jnp.asarray,
             {
@@ -126,10 +118,9 @@ def neural_style(
         )
 
     def _style_targets(params, style, layers, origins):
-        image, mask = (x if x is None else shown(x) for x in (style["image"], style["mask"]))
-        masks = at_layers(mask, features, params, image, layers)
+        masks = at_layers(style["mask"], features, params, style["image"], layers)
         part = lambda name, x, mask, valid, height: _sums(name, x, _mask(mask, x, valid), origins)  # noqa: E731
-        sums, _ = measure(part, params, image, masks or dict.fromkeys(layers))
+        sums, _ = measure(part, params, style["image"], masks or dict.fromkeys(layers))
         sums = {name: s._replace(origin=origins.get(name)) for name, s in sums.items()}
         return {"targets": {name: prepare(statistic(s)) for name, s in sums.items()}, "weight": style["weight"]}
 

@@ -29,6 +29,15 @@ def steps(sizes, work, *, coarse=1 / 3):
     return [max(1, round(coarse * work / cost))] * (len(sizes) - 1) + [max(1, round(work / cost))]
 
 
+def continued(image, margin):
+    """A picture [..., H, W, C] with `margin` more pixels on each side, reflected; a negative one takes them off."""
+    if margin == 0:
+        return image
+    if margin < 0:
+        return image[..., -margin:margin, -margin:margin, :]
+    return np.pad(image, (*((0, 0),) * (image.ndim - 3), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
+
+
 def enlarge(picture, before, after):
     """A picture [h, w, 3] painted over `before`, at the size of `after` [H, W, 3], the same content in more detail.
 
@@ -51,22 +60,25 @@ def stacked(prepared):
     return np.stack(contents), {"params": data[0]["params"]} | jax.tree.map(lambda *x: jnp.stack(x), *rest)
 
 
-def run(solver, prepare, start, *, sizes, steps, place=None):
+def run(solver, prepare, start, *, sizes, steps, margins=None, place=None):
     """Optimise at each size in turn, `steps` of each: yields (size, picture [h, w, 3], terms) as `solvers.run` does.
 
     prepare(size) -> (content [h, w, 3], data of the objective); start(content) -> the first picture. With
-    `solvers.batched` all of them have a leading axis of pictures. place: see `solvers.run`.
+    `solvers.batched` all of them have a leading axis of pictures. margins: pixels for each size by which `prepare`
+    has continued its content (`continued`), and which are taken off the picture. place: see `solvers.run`.
     """
     picture: Any = None
     before: Any = None
-    for size, count in zip(sizes, steps, strict=True):
+    for size, count, margin in zip(sizes, steps, margins or [0] * len(sizes), strict=True):
         content, data = prepare(size)
+        inner = continued(content, -margin)
         if before is None:
             image = start(content)
-        elif content.ndim == 4:
-            image = np.stack([enlarge(*each) for each in zip(picture, before, content, strict=True)])
+        elif inner.ndim == 4:
+            image = continued(np.stack([enlarge(*each) for each in zip(picture, before, inner, strict=True)]), margin)
         else:
-            image = enlarge(picture, before, content)
-        for _, picture, terms in solvers.run(solver, image, data, steps=count, place=place):
+            image = continued(enlarge(picture, before, inner), margin)
+        for _, canvas, terms in solvers.run(solver, image, data, steps=count, place=place):
+            picture = continued(canvas, -margin)
             yield size, picture, terms
-        before = content
+        before = inner

@@ -89,13 +89,14 @@ def block_of(name):
     return int(name[4])
 
 
-def measure(part, params, image, maps, *, keep=(), plan, mesh=None, pool=vgg.max_pool):
+def measure(part, params, image, maps, *, keep=(), plan, mesh=None, pool=vgg.max_pool, edge="zero"):
     """The sum over the picture of what `part` gives for each layer of VGG, and the layers to `keep` as they are.
 
     part: (layer's name, activations [h, w, C], map's rows, valid, height) -> any tree of sums; maps: {layer: tree of
     [H, W, ...] arrays at the layer's size}, of which `part` is given the same rows as of the activations; valid: [h]
     with 1 for rows inside the picture, or None if all are; height: of the whole layer. plan: (picture's shape, layers)
-    -> segments, such as the function of that name. mesh: split the rows over its devices instead. pool: see `vgg.features`. Returns ({layer: sums}, {layer: [H, W, C]}); on a mesh the layers kept have more rows, of zeros.
+    -> segments, such as the function of that name. mesh: split the rows over its devices instead. pool, edge: see
+    `vgg.features`. Returns ({layer: sums}, {layer: [H, W, C]}); on a mesh the layers kept have more rows, of zeros.
     Only the sums can be differentiated, by the image.
     """
     layers = (*maps, *keep)
@@ -109,11 +110,11 @@ def measure(part, params, image, maps, *, keep=(), plan, mesh=None, pool=vgg.max
     rows = None if mesh is None else _rows_of_device(heights[0], mesh)
     for segment in chosen:
         first, last = segment.blocks[0], segment is chosen[-1]
-        strip = partial(_strip, part, segment, heights[first - 1 :], pool, last)
+        strip = partial(_strip, part, segment, heights[first - 1 :], pool, edge, last)
         if mesh is not None:
             compute = partial(_on_mesh, strip, mesh, rows >> first - 1)
         elif segment.rows is None or segment.rows >= heights[first - 1]:
-            compute = partial(_whole, part, segment, heights, pool)
+            compute = partial(_whole, part, segment, heights, pool, edge)
         else:
             compute = _in_strips(strip, segment, heights[first - 1 :], last)
         here = [name for name in params if name == "mean" or block_of(name) in segment.blocks]
@@ -132,12 +133,12 @@ def _level(segment, name):
     return segment.blocks.index(block_of(name)) + name.startswith("pool")
 
 
-def _whole(part, segment, heights, pool, params, x, maps, keep):
+def _whole(part, segment, heights, pool, edge, params, x, maps, keep):
     """A segment all at once: ({layer: sums}, {kept layer: activations}, output)."""
     acts: dict[str, jax.Array] = {}
     x = x[: heights[segment.blocks[0] - 1]]
     for number in segment.blocks:
-        acts |= vgg.block(params, x, number, pool=pool)
+        acts |= vgg.block(params, x, number, pool=pool, edge=edge)
         x = acts[f"pool{number}"]
     sums = {name: part(name, acts[name], maps[name], None, acts[name].shape[0]) for name in maps}
     return sums, {name: acts[name] for name in keep}, x
@@ -149,7 +150,7 @@ def _rows_of(heights, rows, start, level, halo):
     return jnp.clip(index, 0, heights[level] - 1), (index >= 0) & (index < heights[level])
 
 
-def _strip(part, segment, heights, pool, last, params, x, maps, keep, start):
+def _strip(part, segment, heights, pool, edge, last, params, x, maps, keep, start):
     """A segment of the strip whose rows, with the halo around them, are x [rows + 2 halo, W, C]; maps: its own rows."""
     halo, levels = segment.halo, len(segment.blocks)
     rows = x.shape[0] - 2 * halo
@@ -158,9 +159,11 @@ def _strip(part, segment, heights, pool, last, params, x, maps, keep, start):
         return jnp.where(_rows_of(heights, rows, start, level, halo)[1][:, None, None], x, 0)
 
     acts: dict[str, jax.Array] = {}
+    if segment.blocks[0] > 1:  # of a picture, the block itself does so, since its zero is the mean
+        x = inside(x, 0, halo)
     for level, number in enumerate(segment.blocks):
         here = partial(inside, level=level, halo=halo >> level)
-        acts |= vgg.block(params, x, number, pool=pool, inside=here)
+        acts |= vgg.block(params, x, number, pool=pool, edge=edge, inside=here)
         x = acts[f"pool{number}"] = inside(acts[f"pool{number}"], level + 1, halo >> level + 1)
     own, sums = {}, {}
     for name in (*maps, *keep):

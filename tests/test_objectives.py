@@ -63,19 +63,6 @@ def test_blending_with_mse_pulls_to_the_mean_gram():
     np.testing.assert_allclose(both, mixed, rtol=1e-4, atol=1e-7)
 
 
-def test_a_margin_shows_the_picture_continued_by_reflection():
-    def continued(x):
-        return np.pad(x, ((4, 4), (4, 4), (0, 0)), mode="reflect")
-
-    weights = {"content": 1.0, "style": 1.0}
-    content, image, painting = picture(0), picture(3), style(1)
-    found = evaluate(image, [painting], weights=weights, margin=4)[0]
-    objective, targets = objectives.neural_style(features)
-    big = [painting | {"image": continued(painting["image"])}]
-    data = targets(KERNEL, continued(content), big, weights=weights, **LAYERS)
-    assert float(found) == pytest.approx(float(objective(continued(image), data)[0]), rel=1e-5)
-
-
 def test_a_region_takes_its_style_there_and_only_there():
     left = np.zeros((16, 12), np.float32)
     left[:, :4] = 1

@@ -1,6 +1,7 @@
 """Coarse to fine: sizes, shares of the work, and enlarging without losing detail."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,3 +66,35 @@ def test_run_starts_a_size_from_the_one_before():
         )
     ]
     assert losses[0][1] > 1 and losses[-1] == (16, losses[-1][1]) and losses[-1][1] < 1e-3
+
+
+def test_a_margin_is_a_reflection_and_comes_off_again():
+    image = np.random.default_rng(0).uniform(size=(9, 7, 3)).astype(np.float32)
+    wide = pyramid.continued(image, 3)
+    assert wide.shape == (15, 13, 3)
+    np.testing.assert_array_equal(wide[2, 3:-3], image[1])
+    np.testing.assert_array_equal(pyramid.continued(wide, -3), image)
+    np.testing.assert_array_equal(pyramid.continued(image, 0), image)
+
+
+def test_coarse_sizes_with_margins_yield_pictures_without():
+    """A solver that paints what lies on the margin black never touches the picture."""
+    photograph = np.full((16, 16, 3), 0.5, np.float32)
+
+    def prepare(size):
+        shape = (size, size)
+        return pyramid.continued(images.resize(photograph, shape), 4 if size == 16 else 0), {}
+
+    def step(image, state, data):
+        rim = np.ones(image.shape[:2], np.float32)
+        if image.shape[0] == 24:
+            rim[:4], rim[-4:], rim[:, :4], rim[:, -4:] = 0, 0, 0, 0
+        return image * rim[..., None], state, {"loss": 0.0, "failures": 0}
+
+    solver = solvers.Solver(lambda image, data: (), step)
+    shapes = [
+        (size, picture.shape, float(picture.min()))
+        for size, picture, _ in pyramid.run(solver, prepare, lambda c: c, sizes=[16, 32], steps=[1, 1], margins=[4, 0])
+    ]
+    assert [each[:2] for each in shapes] == [(16, (16, 16, 3)), (32, (32, 32, 3))]
+    assert all(least == pytest.approx(0.5, abs=0.01) for *_, least in shapes)

@@ -26,7 +26,7 @@ MOMENTS = {
 }
 
 
-def loss_and_gradient(shape, recipe, *, margin=0, pool=vgg.max_pool, masked=False, winograd=False, **options):
+def loss_and_gradient(shape, recipe, *, edge="zero", pool=vgg.max_pool, masked=False, winograd=False, **options):
     """Of a random picture, with two styles; options: those of `stream.measure`, none for the network at once."""
     rng = np.random.default_rng(0)
     image, content, style = (rng.uniform(size=(*s, 3)).astype(np.float32) for s in (shape, shape, (70, 45)))
@@ -35,9 +35,9 @@ def loss_and_gradient(shape, recipe, *, margin=0, pool=vgg.max_pool, masked=Fals
         {"image": style, "mask": mask if masked else None, "region": region if masked else None, "weight": 1.0},
         {"image": style[::-1], "mask": None, "region": 1 - region if masked else None, "weight": 0.5},
     ]
-    measure = partial(stream.measure, pool=pool, **options) if options else None
-    extract = partial(vgg.features, pool=pool)
-    objective, targets = objectives.neural_style(extract, measure=measure, margin=margin, **recipe)
+    measure = partial(stream.measure, edge=edge, pool=pool, **options) if options else None
+    extract = partial(vgg.features, edge=edge, pool=pool)
+    objective, targets = objectives.neural_style(extract, measure=measure, **recipe)
     params = features.prepare(narrow(), winograd=winograd)
     weights = {"content": 1.0, "style": 1e3, "tv": 1.0}
     data = jax.jit(targets)(params, content, styles, weights=weights, content_layers=CONTENT, style_layers=STYLE)
@@ -51,11 +51,11 @@ def strips(rows):
 
 
 CASES = {
-    "odd": ((97, 51), GRAM, {"margin": 8}, 16),
+    "odd": ((97, 51), GRAM, {"edge": "replicate"}, 16),
     "masks": ((97, 51), WASSERSTEIN, {"masked": True}, 48),
-    "charbonnier": ((80, 33), MOMENTS, {"masked": True, "margin": 8}, 32),
+    "charbonnier": ((80, 33), MOMENTS, {"masked": True, "edge": "replicate"}, 32),
     "lower than a strip": ((40, 64), GRAM, {"pool": vgg.average_pool}, 48),
-    "a row too many": ((65, 40), WASSERSTEIN, {"margin": 8}, 64),
+    "a row too many": ((65, 40), WASSERSTEIN, {"edge": "replicate"}, 64),
 }
 
 

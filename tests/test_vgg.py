@@ -118,6 +118,23 @@ def test_gradients_of_relu_and_max_pool():
     np.testing.assert_allclose(pull(g)[0], pull_plain(g)[0])
 
 
+def test_replicated_edge_of_a_flat_picture_stays_flat():
+    params = features.prepare(narrow())
+    flat = jnp.full((16, 16, 3), 0.9)
+    assert np.ptp(vgg.features(params, flat, edge="replicate")["conv1_1"], axis=(0, 1)).max() < 1e-5
+    assert np.ptp(vgg.features(params, flat)["conv1_1"], axis=(0, 1)).max() > 1e-3
+
+
+def test_replicated_edge_is_that_of_the_picture_continued_by_hand():
+    tree, image = narrow(), np.random.default_rng(1).uniform(size=(19, 22, 3)).astype(np.float32)
+    found = vgg.features(features.prepare(tree), image, edge="replicate")
+    wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    first = conv_oracle(wide - tree["mean"], tree["conv1_1"]["kernel"], tree["conv1_1"]["bias"])[1:-1, 1:-1]
+    np.testing.assert_allclose(found["conv1_1"], first, rtol=1e-4, atol=1e-5)
+    second = conv_oracle(np.maximum(first, 0), tree["conv1_2"]["kernel"], tree["conv1_2"]["bias"])
+    np.testing.assert_allclose(found["conv1_2"], second, rtol=1e-4, atol=1e-5)
+
+
 def test_unused_layers_cost_nothing():
     params, image = features.prepare(narrow(), winograd=False), jnp.zeros((32, 32, 3))
 

@@ -57,15 +57,16 @@ def average_pool(x):
     return _quads(x).mean((1, 3))
 
 
-def features(params, image, *, pool=max_pool):
+def features(params, image, *, pool=max_pool, edge="zero"):
     """Activations {layer: [h, w, channels]} of every layer for an RGB picture [H, W, 3] in [0, 1]; jit prunes.
 
-    `params` come from `nstjax.features.load`.
+    `params` come from `nstjax.features.load`. `edge="replicate"` continues the picture past its border for the first
+    convolution (as Crowson does), where "zero" lets the border be seen as a jump to the mean colour.
     """
     out: dict[str, jax.Array] = {}
     x = image
     for number in range(1, 1 + max(int(name[4]) for name in params if name != "mean")):
-        out |= block(params, x, number, pool=pool)
+        out |= block(params, x, number, pool=pool, edge=edge)
         x = out[f"pool{number}"]
     return out
 
@@ -76,16 +77,20 @@ def until(params, layers):
     return {name: p for name, p in params.items() if name == "mean" or (int(name[4]), int(name[6:])) <= deepest}
 
 
-def block(params, x, number, *, pool=max_pool, inside=lambda x: x):
+def block(params, x, number, *, pool=max_pool, edge="zero", inside=lambda x: x):
     """One block's activations {layer: [h, w, C]} from the block before's pool, or from the picture for block 1.
 
     `inside` is given what each convolution sees beside its own padding: a strip of a picture (`nstjax.stream`) puts
     zeros there in the rows outside the picture.
     """
     out = {}
-    x = inside(x - params["mean"] if number == 1 else x)
     for name in sorted(name for name in params if name.startswith(f"conv{number}_")):
-        x = out[name] = inside(convolve.conv(x, params[name]))
+        if name == "conv1_1" and edge == "replicate":
+            x = jnp.pad(x - params["mean"], ((1, 1), (1, 1), (0, 0)), mode="edge")
+            x = convolve.conv(x, params[name])[1:-1, 1:-1]
+        else:
+            x = convolve.conv(inside(x - params["mean"]) if name == "conv1_1" else x, params[name])
+        x = out[name] = inside(x)
         x = out["relu" + name[4:]] = relu(x)
     return out | {f"pool{number}": pool(x)}
 
