@@ -339,7 +339,9 @@ def jobs_of(recipe, flags):
 def chunks_of(jobs, size, *, limit):
     """Jobs that are painted together: of the same shape, as many as fit into memory, and no more than four a core."""
     chunks = []
-    for shape, group in itertools.groupby(jobs, key=lambda job: images.shape(job.content, size=size)):
+    shapes = {job.content: images.shape(job.content, size=size) for job in jobs}
+    ordered = sorted(jobs, key=lambda job: shapes[job.content])
+    for shape, group in itertools.groupby(ordered, key=lambda job: shapes[job.content]):
         same = list(group)
         most = max(1, min(int(limit / (5000 * math.prod(shape))), 4 if jax.default_backend() == "cpu" else 64))
         count = math.ceil(len(same) / most)
