@@ -1,0 +1,55 @@
+"""Feed-forward nets (Flax modules): a picture in, a stylised picture out, as configured in NETS."""
+
+import math
+from typing import NamedTuple
+
+import jax
+
+from nstjax.nets import layers
+from nstjax.nets.adain import Decoder
+from nstjax.nets.texture import TextureNet
+from nstjax.nets.transform import TransformNet
+
+NETS = {
+    "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="picture"),
+    "fast": TransformNet(),
+    "depsep": TransformNet(conv=layers.DepSep, upsample=None),
+    "depsep-nn": TransformNet(conv=layers.DepSep),
+    "depsep-nn-bil": TransformNet(conv=layers.DepSep, upsample=layers.nearest_and_bilinear),
+    "ulyanov": TextureNet(),
+    "texture": TextureNet(pad=layers.circular, norm=layers.BatchNorm),
+    "adain": Decoder(),
+}
+
+
+class Cost(NamedTuple):
+    """Trained numbers, and multiply-adds in convolutions and matrix products."""
+
+    parameters: int
+    macs: int
+
+
+def cost(net, *inputs):
+    """`Cost` of a net for inputs, or their shapes (`jax.ShapeDtypeStruct`); nothing is computed.
+
+    Multiplications by the zeros that a fractionally strided convolution puts between pixels are not counted, those by
+    padding are. The plain forms are to be counted: slices and Winograd's transforms are not told from other sums.
+    """
+    variables = jax.eval_shape(net.init, jax.random.key(0), *inputs)
+    jaxpr = jax.make_jaxpr(net.apply)(variables, *inputs)
+    return Cost(sum(math.prod(p.shape) for p in jax.tree.leaves(variables["params"])), _macs(jaxpr.jaxpr))
+
+
+def _macs(jaxpr):
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, dims = equation.invars[1].aval.shape, equation.params["dimension_numbers"]
+            each = math.prod(kernel) // kernel[dims.rhs_spec[0]]
+            total += math.prod(equation.outvars[0].aval.shape) * each // math.prod(equation.params["lhs_dilation"])
+        elif equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            x = equation.invars[0].aval.shape
+            total += math.prod(equation.outvars[0].aval.shape) * math.prod(x[i] for i in contracted)
+        total += sum(_macs(p) for p in jax.tree.leaves(tuple(equation.params.values())) if hasattr(p, "eqns"))
+    return total
