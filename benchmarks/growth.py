@@ -42,7 +42,9 @@ def evaluation(params, size, *, styles=1, devices=1):
     return evaluate.lower(image, data).compile(), (image, data)
 
 
-def seconds(compiled, arguments, repeats):
+def seconds(evaluation, repeats):
+    """The median of some evaluations after the first."""
+    compiled, arguments = evaluation
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -60,9 +62,9 @@ def main():
     params = features.load("vgg19", layers=("relu4_2", *STYLE_LAYERS))
     curves: dict[str, list] = {"pixels": [], "styles at 256 px": [], "devices at 512 px": []}
     for size in SIZES:
-        curves["pixels"].append((size**2, seconds(*evaluation(params, size), args.repeats)))
+        curves["pixels"].append((size**2, seconds(evaluation(params, size), args.repeats)))
     for styles in STYLES:
-        curves["styles at 256 px"].append((styles, seconds(*evaluation(params, 256, styles=styles), args.repeats)))
+        curves["styles at 256 px"].append((styles, seconds(evaluation(params, 256, styles=styles), args.repeats)))
     for devices in (n for n in DEVICES if n <= jax.device_count()):
         compiled, _ = evaluation(params, 512, devices=devices)
         curves["devices at 512 px"].append((devices, compiled.memory_analysis().temp_size_in_bytes / 1e6))

@@ -30,7 +30,7 @@ def cache_compilations():
     import jax
     import pooch
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         folder = os.path.join(os.environ.get("NSTJAX_CACHE") or pooch.os_cache("nstjax"), "compiled")
         jax.config.update("jax_compilation_cache_dir", folder)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
