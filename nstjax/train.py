@@ -1,12 +1,20 @@
 """Training of the nets: a pure step, whatever the net, the loss and the number of devices."""
 
+import collections
+import csv
+import io
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from tqdm import tqdm
 
-from nstjax import losses
+from nstjax import checkpoint, files, images, losses
+from nstjax.errors import InputError
 
 
 class State(NamedTuple):
@@ -77,3 +85,89 @@ def perceptual(forward, extract, *, statistic=losses.gram, content_distance=loss
         return sum(terms.values()), (terms, stats)
 
     return loss
+
+
+def fit(step, state, stream, data, *, steps, folder, every=1000, keep=3, configuration=None, sample=None, stopped=None):
+    """Train until `state.step` is `steps`, going on from the newest checkpoint in `folder`; returns the last `State`.
+
+    step: (state, batch, data) -> (state, terms); stream: (position or None) -> iterator of (batch, position), such as
+    `nstjax.data.batches`. Every `every` steps, and at the end, it writes a checkpoint (the `keep` newest stay, and the
+    one of the lowest loss), all losses as loss.csv, and sample(state), a picture, as sample-<step>.jpg. A loss that is
+    not finite takes it back to the last checkpoint with half the rate, three times. stopped: () -> whether to end now.
+    Raises InputError for checkpoints of another `configuration` (a dict for JSON), and when it gives up.
+    """
+    folder, first = Path(folder), state
+    rows: list[dict] = []
+    # A mean over the last steps is saved with a checkpoint; batches differ too much for a single loss to tell.
+    recent: collections.deque = collections.deque(maxlen=100)
+    rate, failures, position = 1.0, 0, None
+    configuration = configuration or {}
+
+    def restored():
+        path = checkpoint.latest(folder)
+        if path is None:
+            return first, None, 1.0
+        saved = checkpoint.restore(path, first)
+        for name, value in saved.extra["configuration"].items():
+            if configuration.get(name) != value:
+                why = f"was trained with {name} {value!r}, not {configuration.get(name)!r}"
+                raise files.refusal(path, f"{why}; give the same flags, or another --checkpoint-dir")
+        rows[:] = [
+            row | {"step": int(row["step"])} for row in _read_csv(folder / "loss.csv") if row["step"] <= saved.step
+        ]
+        return saved.tree, saved.extra["position"], saved.extra["rate"]
+
+    def save():
+        number = int(state.step)
+        mean = float(np.mean(recent)) if recent else None
+        extra = {"position": position, "rate": rate, "configuration": configuration, "loss": mean}
+        files.write(folder / "loss.csv", _csv(rows))
+        checkpoint.save(folder, number, state, extra)
+        checkpoint.keep(folder, last=keep)
+        if sample is not None:
+            images.save(folder / f"sample-{number:08d}.jpg", sample(state))
+
+    state, position, rate = restored()
+    batches, number = stream(position), int(state.step)
+    with tqdm(total=steps, initial=number, desc="compiling", unit="step", dynamic_ncols=True) as bar:
+        while number < steps and not (stopped and stopped()):
+            batch, after = next(batches)
+            state, terms = step(state, batch, data | {"rate": jnp.float32(rate)})
+            terms = {name: float(value) for name, value in terms.items()}
+            if not math.isfinite(terms["loss"]):
+                failures += 1
+                if failures > 3:
+                    raise InputError(
+                        f"the loss was not finite three times, last at step {number + 1}: lower --learning-rate"
+                    )
+                halved = rate / 2
+                state, position, _ = restored()
+                batches, number, rate = stream(position), int(state.step), halved
+                tqdm.write(f"the loss is not finite: back to step {number}, with {rate:g} of the learning rate")
+                bar.n = number
+                continue
+            position, number = after, number + 1
+            recent.append(terms["loss"])
+            rows.append({"step": number} | terms)
+            bar.set_description(f"loss {np.mean(recent):.4g}", refresh=False)
+            bar.update()
+            if number % every == 0:
+                save()
+        if number % every or number == int(first.step):
+            save()
+    return state
+
+
+def _csv(rows):
+    text = io.StringIO()
+    table = csv.DictWriter(text, fieldnames=rows[0] if rows else ["step"], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _read_csv(path):
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
