@@ -36,6 +36,11 @@ class Source(NamedTuple):
     skipped: dict[int, str]
 
 
+def listed(path) -> list[Path]:
+    """The pictures in a folder and the folders in it, in the order of their names; hidden files are left out."""
+    return [Path(path, name) for name in _names(path)]
+
+
 def folder(path) -> Source:
     """The pictures in a folder and the folders in it, in the order of their names; hidden files are left out.
 
