@@ -65,7 +65,8 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
         # jaxopt's own first state costs an evaluation and its compilation. With a gradient of zero the first step
         # stays where it is and evaluates the loss there.
         state = make(lambda image: ((jnp.inf, 0), jnp.zeros_like(image))).init_state(image)
-        return state._replace(value=jnp.full((), jnp.inf), aux=jnp.zeros((), int))
+        zero = jnp.zeros((), int)
+        return state._replace(value=jnp.full((), jnp.inf), aux=zero, num_fun_eval=zero)
 
     def step(image, state, data):
         trial, new = inner.update(image, state, data=data)
