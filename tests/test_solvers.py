@@ -148,6 +148,22 @@ def test_steps_work_under_vmap(name, start):
         np.testing.assert_allclose(image, solve(solver, alone, data, 5)[-1][0], atol=2e-4)
 
 
+@pytest.mark.parametrize("name", SOLVERS)
+def test_steps_are_compiled_once(name, start):
+    objective, data = quadratic()
+    traced = []
+
+    def noted(image, data):
+        traced.append(1)
+        return objective(image, data)
+
+    steps = solvers.run(SOLVERS[name](noted), start, data, steps=4)
+    next(steps)
+    first = len(traced)
+    list(steps)
+    assert len(traced) == first
+
+
 def test_the_same_start_gives_the_same_picture(start):
     objective, data = quadratic()
     first, second = (solve(solvers.lbfgs(objective), start, data, 20)[-1][0] for _ in range(2))
