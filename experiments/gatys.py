@@ -181,9 +181,10 @@ def main(
         wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
     check_pictures(sizes[0], flags)
-    counts = pyramid.steps(sizes, recipe.steps, coarse=recipe.coarse)
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
-    margins = {size: round(recipe.margin * size) for size in sizes[:-1]} | {sizes[-1]: 0}
+    margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
+    canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
+    counts = pyramid.steps(canvases, recipe.steps, coarse=recipe.coarse)
     layers = recipe.content_layers + recipe.style_layers
     usual = images.load(PICTURES / "astronaut.jpg", size=256)
     params = features.load(network, weights, layers=layers, like=usual)
@@ -210,7 +211,8 @@ def main(
         h, w = images.shape(job.content, size=size)
         photograph = images.load(job.content, size=(h // devices * devices, w), minimum=MINIMUM)
         picture = in_gray(photograph) if preserve_color == "luminance" else photograph
-        picture = pyramid.continued(picture, margins[size])
+        margin = margins[sizes.index(size)]
+        picture = pyramid.continued(picture, margin)
         styles = load_styles(
             job.style,
             size=round(size * style_scale),
@@ -218,7 +220,7 @@ def main(
             regions=content_mask,
             blend=style_blend,
             shape=photograph.shape,
-            margin=margins[size],
+            margin=margin,
         )
         styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
         terms = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": laplacian_weight}
@@ -250,7 +252,8 @@ def main(
     chunks = chunks_of(jobs, recipe.size, limit=limit)
     total = sum(counts) * len(chunks)
     # The bar counts work, so that the time left is right: a step at half the size is a quarter of a step.
-    work = len(chunks) * sum(count * (size / sizes[-1]) ** 2 for count, size in zip(counts, sizes, strict=True))
+    cost = {size: (canvas / sizes[-1]) ** 2 for size, canvas in zip(sizes, canvases, strict=True)}
+    work = len(chunks) * sum(count * cost[size] for count, size in zip(counts, sizes, strict=True))
     style_of_bar = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
     bar = tqdm(total=work, desc=f"{sizes[0]} px, compiling", bar_format=style_of_bar, dynamic_ncols=True)
 
@@ -267,13 +270,13 @@ def main(
             return np.stack(firsts) if len(chunk) > 1 else firsts[0]
 
         paint = partial(pyramid.run, together if len(chunk) > 1 else solver, prepared, start, place=place)
-        for side, pictures, terms in paint(sizes=sizes, steps=counts, margins=list(margins.values())):
+        for side, pictures, terms in paint(sizes=sizes, steps=counts, margins=margins):
             rows.append({"evaluations": len(rows) + 1, "seconds": bar.format_dict["elapsed"], "size": side} | terms)
             done.update(zip(chunk, pictures if len(chunk) > 1 else [pictures], strict=True))
             step = len(rows)
             bar.set_description(f"{side} px, step {step} of {total}, loss {np.mean(terms['loss']):.4g}", refresh=False)
             bar.set_postfix_str(f"{rate(rows):.2f} steps/s", refresh=False)
-            bar.update(min((side / sizes[-1]) ** 2, work - bar.n))
+            bar.update(min(cost[side], work - bar.n))
             if frames and (step - 1) % frames_every == 0:
                 shape = images.shape(chunk[0].content, size=recipe.size)
                 images.save(frames / f"{step:05d}.jpg", images.resize(finished(chunk[0], done[chunk[0]]), shape))
