@@ -21,9 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def measure_nstjax(size, repeats, limit):
-    """Seconds of evaluations after the first two."""
+def nstjax_evaluation(size, limit=None):
+    """An evaluation, to be called without arguments; in strips within `limit` gigabytes if given."""
     import jax
+    import jax.numpy as jnp
     import numpy as np
 
     from nstjax import features, losses, memory, objectives, stream
@@ -43,16 +44,17 @@ def measure_nstjax(size, repeats, limit):
         measure=partial(stream.measure, plan=plan),
     )
     rng = np.random.default_rng(0)
-    image, content = (rng.uniform(size=(size, size, 3)).astype(np.float32) for _ in range(2))
+    image, content = (jnp.asarray(rng.random((size, size, 3), np.float32)) for _ in range(2))
     styles = [{"image": content[:256, :256], "mask": None, "region": None, "weight": 1.0}]
     weights, layers = {"content": 1.0, "style": 1e3}, {"content_layers": {"relu4_2": 1.0}, "style_layers": style_layers}
     data = jax.jit(partial(targets, weights=weights, **layers))(params, content, styles)
     evaluate = jax.jit(jax.value_and_grad(lambda image, data: objective(image, data)[0]))
-    return times_of(lambda: jax.block_until_ready(evaluate(image, data)), repeats)
+    del content, styles
+    return lambda: jax.block_until_ready(evaluate(image, data))
 
 
-def measure_torch(size, repeats):
-    """Seconds of evaluations after the first two."""
+def torch_evaluation(size):
+    """The same in Torch."""
     import torch
     from torch_gatys import features, gram, network
 
@@ -69,10 +71,11 @@ def measure_torch(size, repeats):
         style = sum(1e3 / len(g) ** 2 * ((gram(acts[name]) - g) ** 2).mean() for name, g in grams.items())
         (((acts["conv4_2"] - target) ** 2).mean() + style).backward()
 
-    return times_of(evaluate, repeats)
+    return evaluate
 
 
 def times_of(evaluate, repeats):
+    """Seconds of evaluations after the first two."""
     times = []
     for _ in range(repeats + 2):
         start = time.perf_counter()
@@ -99,7 +102,8 @@ def main():
             from nstjax import terminal
 
             terminal.tune_malloc()
-        times = measure_torch(size, args.repeats) if name == "torch" else measure_nstjax(size, args.repeats, limit)
+        evaluate = torch_evaluation(size) if name == "torch" else nstjax_evaluation(size, limit)
+        times = times_of(evaluate, args.repeats)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         print(json.dumps({"seconds": statistics.median(times), "peak": peak}))
         return

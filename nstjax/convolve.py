@@ -39,8 +39,8 @@ def winograd(kernel, bias):
     Both transformed kernels, of the convolution and of its gradient, are made here, once and in numpy: passed as
     arguments of jit they cost no compile time.
     """
-    backward = _transform_kernel(np.flip(kernel, (0, 1))).swapaxes(1, 2)
-    return {"forward": _transform_kernel(kernel), "backward": np.ascontiguousarray(backward), "bias": bias}
+    backward = _transform_kernel(np.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return {"forward": _transform_kernel(kernel), "backward": backward, "bias": bias}
 
 
 def conv(x, p):
@@ -53,10 +53,9 @@ def conv(x, p):
 
 def _transform_kernel(kernel):
     """[3, 3, in, out] -> [36, in, out]."""
-    g = KERNEL_TRANSFORM.astype(np.float32)
-    kernel = np.asarray(kernel, np.float32)
-    rows = (g @ kernel.reshape(3, -1)).reshape(6, 3, -1)
-    return np.matmul(g, rows).reshape(36, *kernel.shape[2:])
+    both = np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).astype(np.float32)
+    kernel = np.ascontiguousarray(kernel, np.float32)
+    return (both @ kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
 
 
 def _combine(matrix, parts, *, axis):

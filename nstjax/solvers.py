@@ -194,10 +194,10 @@ def run(solver, image, data, *, steps, give_up=10, place=None):
     arrays to their shardings (`nstjax.stream.shardings`), for several devices. Raises FloatingPointError after
     `give_up` failed evaluations in a row (of every picture); the last picture yielded is then the last good one.
     """
-    image = jnp.asarray(image)
+    image = jax.device_put(image)
     # Copies, since the state is given away at each step, and a buffer can be given away only once; of a stated type,
     # since with a weak one, such as a Python number's, the second step would be compiled again.
-    state = jax.tree.map(lambda x: jnp.array(x, x.dtype), solver.init(image, data))
+    state = jax.jit(lambda *start: jax.tree.map(lambda x: jnp.array(x, x.dtype), solver.init(*start)))(image, data)
     shardings = None
     if place is not None:
         image, state = jax.device_put((image, state), place((image, state)))

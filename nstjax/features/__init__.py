@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from nstjax import convolve, weights
 from nstjax.errors import InputError
@@ -52,4 +51,4 @@ def prepare(tree, *, winograd=None):
         return (convolve.winograd if fast else convolve.plain)(layer["kernel"], layer["bias"])
 
     convs = {name: form(name, layer) for name, layer in tree.items() if name != "mean"}
-    return jax.tree.map(jnp.asarray, {"mean": tree["mean"]} | convs)
+    return jax.device_put({"mean": tree["mean"]} | convs)
