@@ -3,8 +3,9 @@
     python benchmarks/memory.py [--sizes 1024 2048 --limits 1 2 --torch-python PATH --json FILE]
 
 VGG-19 in single precision, content relu4_2, style relu1_1 to relu5_1, square pictures. Each number is the largest
-resident memory of a process of its own, which makes the targets and evaluates once. limits: gigabytes, as of
---memory-limit. A size that does not fit at once is left out there.
+resident memory of a process of its own, which makes the targets and evaluates once. limits: gigabytes for an
+evaluation (the --memory-limit of experiments/gatys.py is for L-BFGS too). A size that does not fit at once is left
+out there.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def main():
             python = args.torch_python if name == "torch" else sys.executable
             command = [python, __file__, "--one", json.dumps([name, size, limit])]
             done = subprocess.run(command, capture_output=True, text=True)
-            what = name + (f", --memory-limit {limit:g}" if limit else "")
+            what = name + (f", limit {limit:g} GB" if limit else "")
             if done.returncode:
                 print(f"| {size} | {what} | fails: {(done.stderr.strip().splitlines() or ['killed'])[-1][:100]} | |")
                 continue

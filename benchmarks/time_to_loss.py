@@ -3,9 +3,9 @@
     python benchmarks/time_to_loss.py --torch-python PATH [--content PATH --style PATH --size 512
     --evaluations 500 --steps 60 100 --scales 1 --rounds 1 --json FILE]
 
-Runs whole commands in separate processes, in turn: torch with `--evaluations` of its L-BFGS, nstjax's Gatys preset with
-each number of `--steps`. Scores every saved picture by Torch, and prints a table. PATH is a Python that has torch,
-numpy, pillow and safetensors.
+Runs whole commands in separate processes, in turn: torch with `--evaluations` of its L-BFGS, clamped at the end and
+clamped before every evaluation, and nstjax's Gatys preset with each number of `--steps`. Scores every saved picture by
+Torch, and prints a table. PATH is a Python that has torch, numpy, pillow and safetensors.
 """
 
 import argparse
@@ -49,9 +49,10 @@ def main():
     gatys = [sys.executable, ROOT / "experiments" / "gatys.py", "--content", args.content, "--style", args.style]
     gatys += ["--preset", "gatys", "--content-weight", 1, "--size", args.size]
     with tempfile.TemporaryDirectory() as folder:
-        pictures = {"torch": Path(folder) / "torch.png"}
+        pictures = {name: Path(folder) / f"{name}.png" for name in ("torch", "torch, always clamped")}
+        paint = [*torch, "paint", *pair, "--size", args.size, "--evaluations", args.evaluations]
         commands = {
-            "torch": [*torch, "paint", *pair, pictures["torch"], "--size", args.size, "--evaluations", args.evaluations]
+            name: [*paint, path, "--clamp", "end" if name == "torch" else "always"] for name, path in pictures.items()
         }
         for steps in args.steps:
             for scales in ([], *(["--scales", scales] for scales in args.scales)):

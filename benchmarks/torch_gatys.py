@@ -3,9 +3,9 @@
     python benchmarks/torch_gatys.py paint CONTENT STYLE OUTPUT --size 384 --evaluations 200
     python benchmarks/torch_gatys.py score CONTENT STYLE PICTURE
 
-Runs in an environment of its own with torch, numpy, pillow, ml_dtypes and safetensors. As peers do, it optimises
-outside the gamut and clamps at the end. `score` prints the loss of a saved picture by this independent
-implementation.
+Runs in an environment of its own with torch, numpy, pillow, ml_dtypes and safetensors. As most peers do, it optimises
+outside the gamut and clamps at the end; with `--clamp always` it clamps the pixels before every evaluation, as
+PyTorch's own tutorial does. `score` prints the loss of a saved picture by this independent implementation.
 """
 
 import argparse
@@ -97,6 +97,9 @@ def paint(args):
     values = []
 
     def closure():
+        if args.clamp == "always":
+            with torch.no_grad():
+                image.clamp_(0, 1)
         solver.zero_grad()
         value = loss(image)
         value.backward()
@@ -126,5 +129,6 @@ if __name__ == "__main__":
     parser.add_argument("picture")
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--clamp", choices=["end", "always"], default="end")
     arguments = parser.parse_args()
     {"paint": paint, "score": score}[arguments.what](arguments)
