@@ -32,7 +32,7 @@ class Segment(NamedTuple):
 # Numbers held at a time for a pixel of the picture while blocks are computed forwards and backwards (from XLA's
 # analysis for VGG-19 with Winograd's algorithm), and what is kept between blocks when all are computed in strips.
 WORKSPACE = {(1, 2): 600, (3,): 190, (4,): 90, (5,): 30}
-KEPT = 26
+KEPT = 22
 # From so many pixels on, blocks 1 and 2 are faster in strips that stay in the processor's cache.
 LARGE = 1_500_000
 
@@ -212,7 +212,9 @@ def _in_strips(strip, segment, heights, last):
             index, _ = _rows_of(heights, rows, start, 0, halo)
             return gradient.at[index].add(pull((sums, mine))[0], mode="promise_in_bounds"), None
 
-        return None, jax.lax.scan(body, jnp.zeros_like(x), starts)[0], None
+        # Zeros made of what arrives: plain ones XLA would make at the start of the program, for all segments at once.
+        zero = 0 * jax.tree.leaves(sums if last else output)[0].ravel()[0]
+        return None, jax.lax.scan(body, jnp.full_like(x, zero), starts)[0], None
 
     run = jax.custom_vjp(forward, nondiff_argnums=(3,))
     run.defvjp(lambda params, x, maps, keep: (forward(params, x, maps, keep), (params, x, maps)), backward)
