@@ -1,4 +1,7 @@
-"""Trained transform nets: one safetensors file each, bundled in weights/styles or made by experiments/train_*.py."""
+"""Trained transform nets: one safetensors file each, bundled in weights/styles or made by experiments/train_*.py.
+
+Others' nets are read too (`nstjax.foreign`).
+"""
 
 import json
 from pathlib import Path
@@ -8,7 +11,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from nstjax import files, nets
+from nstjax import files, foreign, nets
 from nstjax.errors import InputError
 from nstjax.weights import bundled_folder
 
@@ -37,6 +40,8 @@ def load(style):
         path = bundled_folder() / "styles" / f"{style}.safetensors"
     if not path.is_file():
         raise files.refusal(path, "no such file; name a bundled style, or a file that training wrote")
+    if path.suffix.lower() in foreign.SUFFIXES:
+        return foreign.load(path)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             arrays = {name: file.get_tensor(name).astype(np.float32) for name in file.keys()}  # noqa: SIM118

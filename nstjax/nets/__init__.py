@@ -1,5 +1,6 @@
 """Feed-forward nets (Flax modules): a picture in, a stylised picture out, as configured in NETS."""
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 from nstjax.nets import layers
 from nstjax.nets.adain import Decoder
 from nstjax.nets.texture import TextureNet
-from nstjax.nets.transform import TransformNet
+from nstjax.nets.transform import TransformNet, clip, wide_squash
 
 NETS = {
     "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="picture"),
@@ -16,6 +17,16 @@ NETS = {
     "depsep": TransformNet(conv=layers.DepSep, upsample=None),
     "depsep-nn": TransformNet(conv=layers.DepSep),
     "depsep-nn-bil": TransformNet(conv=layers.DepSep, upsample=layers.nearest_and_bilinear),
+    # Others' forms (`nstjax.foreign`): pytorch/examples' fast_neural_style, lengstrom's fast-style-transfer.
+    "pytorch": TransformNet(output=clip),
+    "lengstrom": TransformNet(
+        upsample=None,
+        norm=functools.partial(layers.InstanceNorm, epsilon=1e-3),
+        padding="same",
+        center=0.0,
+        last_norm=True,
+        output=wide_squash,
+    ),
     "ulyanov": TextureNet(),
     "texture": TextureNet(pad=layers.circular, norm=layers.BatchNorm),
     "adain": Decoder(),

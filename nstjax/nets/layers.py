@@ -42,6 +42,11 @@ def zero(x, n):
     return _pad(x, n, "constant")
 
 
+def same(x, n):
+    """n - 1 zeros above and on the left, n below and on the right: TensorFlow's SAME for stride 2 and even sides."""
+    return jnp.pad(x, ((0, 0), (n - 1, n), (n - 1, n), (0, 0)))
+
+
 def valid(x, n):
     """Nothing: a convolution loses n pixels on each side."""
     return x
@@ -94,11 +99,13 @@ def instance_norm(x, *, epsilon=1e-5):
 class InstanceNorm(nn.Module):
     """`instance_norm`, then a trained scale and bias for each channel; the same in training and inference."""
 
+    epsilon: float = 1e-5
+
     @nn.compact
     def __call__(self, x, *, train=False):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return instance_norm(x) * scale + bias
+        return instance_norm(x, epsilon=self.epsilon) * scale + bias
 
 
 class BatchNorm(nn.Module):
@@ -308,17 +315,19 @@ def _padded(x, layer):
 class FractionallyStrided(nn.Module):
     """3x3 convolution with stride 1/2, [N, H, W, C] -> [N, 2H, 2W, features]: zeros between and around the pixels.
 
-    Its result's pixel 2i lies over pixel i, as after a convolution with stride 2.
+    zeros: before and after the pixels, 3 together. With (1, 2) the result's pixel 2i lies over pixel i, as after a
+    convolution with stride 2 that pads both sides; with (2, 1), TensorFlow's, 2i + 1 does, as after `same`.
     """
 
     features: int
     bias: bool = False
+    zeros: tuple[int, int] = (1, 2)
 
     @nn.compact
     def __call__(self, x):
         # A pixel of the result sees a quarter of the kernel.
         kernel = self.param("kernel", _init(8.0), (3, 3, x.shape[3], self.features))
         y = lax.conv_general_dilated(
-            x, kernel, (1, 1), ((1, 2), (1, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+            x, kernel, (1, 1), (self.zeros, self.zeros), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
         return y + self.param("bias", nn.initializers.zeros, (self.features,)) if self.bias else y
