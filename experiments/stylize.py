@@ -1,73 +1,305 @@
-"""Paint photographs with a trained net, in one pass each.
+"""Paint photographs or a video with a trained net, in one pass each.
 
     python experiments/stylize.py --content photo.jpg --style starry.safetensors --output picture.png
-    python experiments/stylize.py --content photos/*.jpg --style starry.safetensors --output pictures/
+    python experiments/stylize.py --content photos/ 'more/*.jpg' --style starry.safetensors --output pictures/
+    python experiments/stylize.py --content clip.mp4 --style starry.safetensors --output painted.mp4 --smooth 0.8
+    python experiments/stylize.py --content photo.jpg --style adain.safetensors --style-image painting.jpg
 
-The net comes from experiments/train_transform.py.
+The nets come from experiments/train_*.py. Every shape of pictures compiles the net anew, as padding them to a common
+one would change what instance norm sees; compiled programs are kept for the next time.
 """
 
+import contextlib
+import glob
+import itertools
+import math
+import signal
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, data, images, nets, styles, terminal
+from nstjax import color, data, features, images, memory, nets, styles, terminal, video
 from nstjax.errors import InputError
+from nstjax.nets import adain, texture, tiled
+
+# Numbers held at a time for a pixel of a picture: by the nets that know no strips, from XLA's analysis; around any net.
+WORKSPACE = {nets.TextureNet: 130, nets.Decoder: 290}
+AROUND = 24
 
 
 def main(
     *,
-    content: tuple[Path, ...],
     style: str,
-    output: Path = Path("stylized.png"),
+    content: tuple[str, ...] = (),
+    output: Path | None = None,
     size: int | None = None,
     strength: float = 1.0,
-    preserve_color: Literal["none", "luminance"] = "none",
+    preserve_color: Literal["none", "luminance", "covariance", "histogram"] = "none",
+    style_image: tuple[Path, ...] = (),
+    style_blend: tuple[float, ...] = (),
+    style_size: int = 512,
+    seed: int = 0,
+    smooth: float = 0.0,
+    batch_size: int = 1,
+    memory_limit: float | None = None,
 ) -> None:
-    """Paint photographs with a trained net.
+    """Paint photographs or a video with a trained net.
+
+    Of several photographs, those that cannot be read are named and left out: the exit status is then 1, or 2 if none
+    was painted.
 
     Args:
-        content: photographs, or folders of them.
         style: a bundled style's name, or a file that training wrote.
-        output: the picture to write, or a folder if there are several.
-        size: long side in pixels; by default the photograph's own.
-        strength: 0 (the photograph) to 1 (the net's picture).
-        preserve_color: keep the photograph's colours by painting its luminance only.
+        content: photographs, folders of them, patterns such as 'photos/*.jpg', or one video. None for a texture.
+        output: the picture or the video to write (stylized.png, .mp4), or a folder if there are several photographs.
+        size: long side in pixels; by default the photograph's own (a texture's: 512).
+        strength: 0 (the photograph) to 1 (the net's picture). AdaIN mixes features, else pictures are mixed.
+        preserve_color: keep the photograph's colours: paint its luminance only, or give the result the photograph's
+            covariance or histogram.
+        style_image: AdaIN's paintings.
+        style_blend: weight of each --style-image.
+        style_size: long side of each --style-image; it sets the size of strokes.
+        seed: of a texture net's noise.
+        smooth: 0 to 1: how much of the picture before to keep where a video stands still, against flicker.
+        batch_size: pictures of one shape, or frames, to compute together.
+        memory_limit: gigabytes to use; by default 0.7 of what is free. Beyond it transform nets compute in strips.
     """
-    if size is not None and size < 16:
-        raise InputError(f"--size {size}: at least 16 pixels are needed")
-    if not 0 <= strength <= 1:
-        raise InputError(f"--strength {strength}: give a number from 0 to 1")
-    paths = [each for path in content for each in (data.listed(path) if path.is_dir() else [path])]
-    folder = len(paths) > 1 or any(path.is_dir() for path in content)
-    targets = [output / f"{path.stem}.png" for path in paths] if folder else [output]
-    for path, target in zip(paths, targets, strict=True):
-        if targets.count(target) > 1:
+    for name, value, least, most in (
+        ("size", size, 16, 65536),
+        ("style-size", style_size, 16, 65536),
+        ("batch-size", batch_size, 1, 65536),
+        ("strength", strength, 0, 1),
+        ("smooth", smooth, 0, 1),
+        ("memory-limit", memory_limit, 1e-3, 1e6),
+    ):
+        if value is not None and not least <= value <= most:
+            raise InputError(f"--{name} {value}: give a number from {least} to {most}")
+    sources = found(content)
+    films = [path for path, _ in sources if path.suffix.lower() in video.SUFFIXES]
+    if films and len(sources) > 1:
+        raise InputError(f"{films[0]}: a video is painted alone; leave the rest of --content out")
+    if smooth and not films:
+        raise InputError(f"--smooth {smooth}: only for a video")
+    output = output or Path("stylized.mp4" if films else "stylized.png")
+    several = bool(content) and (len(sources) > 1 or not Path(content[0]).is_file() or output.is_dir())
+    jobs = [(path, output / name if several else output) for path, name in sources]
+    for path, target in jobs:
+        if target.exists() and target.samefile(path):
+            raise InputError(f"{path}: would be overwritten by its picture; choose another --output")
+        if [each for _, each in jobs].count(target) > 1:
             raise InputError(f"{path}: another photograph has the same name, and would be written to {target} too")
-        images.check_writable(target)
-    net, variables, _ = styles.load(style)
-    if not isinstance(net, nets.TransformNet):
-        raise InputError(f"{style}: is no transform net")
-    fast = net.clone(fast=jax.default_backend() == "cpu")
-    paint = jax.jit(partial(fast.apply, train=False))
+        (video if films else images).check_writable(target)
 
-    with terminal.stop_signals() as stopped, tqdm(total=len(paths), unit="picture", dynamic_ncols=True) as bar:
-        for path, target in zip(paths, targets, strict=True):
+    net, variables, _ = styles.load(style)
+    check(style, net, variables, content, style_image, style_blend)
+    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
+    if isinstance(net, nets.Decoder):
+        blend = style_blend or (1.0,) * len(style_image)
+        net_paint, mix = with_adain(net, variables, style_image, blend, style_size, alpha=strength), 1.0
+    else:
+        net_paint, mix = with_net(net, variables, limit, seed), strength
+    finish = jax.jit(jax.vmap(partial(finished, strength=mix, preserve_color=preserve_color)))
+
+    def paint(photographs):
+        refuse_beyond(limit, net, photographs.shape)
+        return np.asarray(finish(photographs, net_paint(photographs)))
+
+    if films:
+        paint_video(films[0], output, paint, size=size, batch_size=batch_size, smooth=smooth)
+    elif content:
+        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size)
+    else:
+        images.check_writable(output)
+        side = size or 512
+        refuse_beyond(limit, net, (1, side, side, 3))
+        images.save(output, np.asarray(net_paint(np.zeros((1, side, side, 3), np.float32))[0]))
+        print(f"saved {output}")
+
+
+def found(content):
+    """[(file, its picture's name in a folder)] of names, folders and patterns."""
+    sources = []
+    for each in content:
+        path = Path(each)
+        if path.is_dir():
+            inside = data.listed(path)
+            if not inside:
+                raise InputError(f"{path}: has no pictures; give a folder that has")
+            sources += [(file, file.relative_to(path).with_suffix(".png")) for file in inside]
+            continue
+        files = [path] if path.exists() else sorted(Path(p) for p in glob.glob(each, recursive=True))
+        files = [file for file in files if file.is_file()]
+        if not files:
+            raise InputError(f"{each}: no such file; check --content")
+        sources += [(file, Path(file.stem + ".png")) for file in files]
+    return sources
+
+
+def check(style, net, variables, content, style_image, style_blend):
+    """Refuse flags that the net has no use for, or that it lacks."""
+    if isinstance(net, nets.Decoder):
+        if not style_image:
+            raise InputError(f"--style-image: {style} is AdaIN, which paints like any painting; name one or more")
+        if style_blend and len(style_blend) != len(style_image):
+            raise InputError(f"--style-blend: {len(style_blend)} weights for {len(style_image)} paintings")
+        if style_blend and not (min(style_blend) >= 0 and 0 < sum(style_blend) < math.inf):
+            raise InputError("--style-blend: give weights of 0 or more, not all 0")
+    elif style_image or style_blend:
+        raise InputError(f"--style-image: only for AdaIN; {style} has a style of its own")
+    sees = not isinstance(net, nets.TextureNet) or variables["params"]["scale0"]["conv1"]["kernel"].shape[2] > 3
+    if sees and not content:
+        raise InputError("--content: name photographs or a video")
+    if content and not sees:
+        raise InputError(f"{style}: makes textures, and sees no photographs; leave --content out")
+
+
+def refuse_beyond(limit, net, shape):
+    """Refuse pictures [N, H, W, 3] that do not fit into `limit` bytes, even in strips."""
+    held = tiled.KEPT if isinstance(net, nets.TransformNet) else WORKSPACE[type(net)]
+    needed = memory.RUNTIME + 4 * (held + AROUND) * math.prod(shape[:3])
+    if needed > limit:
+        size = f"{shape[2]}x{shape[1]} px" + (f", {shape[0]} together," if shape[0] > 1 else "")
+        what = f"{size} needs {needed / 1e9:.1f} GB of memory, and {limit / 1e9:.1f} GB may be used"
+        raise InputError(f"{what}: lower --size or --batch-size, or raise --memory-limit")
+
+
+def with_net(net, variables, limit, seed):
+    """photographs [N, H, W, 3] -> pictures by a transform or texture net."""
+    if isinstance(net, nets.TransformNet):
+        net = net.clone(fast=jax.default_backend() == "cpu")
+        strips = jax.jit(partial(tiled.apply, net), static_argnames="rows")
+
+        def paint(photographs):
+            spare = limit - memory.RUNTIME - 4 * AROUND * math.prod(photographs.shape[:3])
+            return strips(variables, photographs, rows=tiled.plan(net, photographs.shape, limit=spare))
+
+        return paint
+
+    params = variables["params"]
+    scales = sum(name.startswith("scale") and not name.endswith("_norm") for name in params)
+    sees = params["scale0"]["conv1"]["kernel"].shape[2] > 3
+
+    @jax.jit
+    def paint_with_noise(variables, photographs):
+        n, h, w, _ = photographs.shape
+        noise = texture.noise(jax.random.key(seed), (1, h, w), scales=scales)
+        noise = tuple(jnp.repeat(z, n, axis=0) for z in noise)  # the same for all, so that a video holds still
+        return net.apply(variables, noise, photographs if sees else None)
+
+    return partial(paint_with_noise, variables)
+
+
+def with_adain(decoder, variables, paintings, blend, size, *, alpha):
+    """photographs [N, H, W, 3] -> pictures in the style of paintings."""
+    loaded = [images.load(path, size=size) for path in paintings]
+    params = features.load("vgg19", layers=("relu4_1",))
+    target = adain.blend(jnp.concatenate([adain.targets(params, each[None]) for each in loaded]), blend)
+    decoder = decoder.clone(fast=jax.default_backend() == "cpu")
+
+    @jax.jit
+    def paint(params, variables, photographs):
+        return adain.stylize(params, decoder, variables, photographs, target, alpha=alpha)
+
+    return partial(paint, params, variables)
+
+
+def finished(photograph, picture, *, strength, preserve_color):
+    """What is saved, [H, W, 3], of a net's picture."""
+    picture = jnp.clip(photograph + strength * (picture - photograph), 0, 1)
+    match preserve_color:
+        case "luminance":
+            return color.with_luminance(photograph, color.luminance(picture))
+        case "covariance":
+            return color.match_covariance(picture, photograph)
+        case "histogram":
+            return color.match_histogram(picture, photograph)
+    return picture
+
+
+def paint_pictures(jobs, output, paint, *, size, batch_size):
+    """Paint (photograph, target) one batch after another. What cannot be read is named, and told by the exit status."""
+    refused, done = 0, 0
+
+    def refuse(error, count=1):
+        nonlocal refused
+        if len(jobs) == 1:
+            raise error
+        tqdm.write(f"stylize.py: {error}", file=sys.stderr)
+        refused += count
+
+    with terminal.stop_signals() as stopped, tqdm(total=len(jobs), unit="picture", dynamic_ncols=True) as bar:
+        shapes: dict = {}
+        for path, target in jobs:
+            try:
+                shapes.setdefault(images.shape(path, size=size), []).append((path, target))
+            except InputError as error:
+                refuse(error)
+        for batch in itertools.chain(*(batches(same, batch_size) for same in shapes.values())):
             if stopped():
                 break
-            photograph = images.load(path, size=size)
-            picture = np.asarray(paint(variables, photograph[None])[0])
-            picture = photograph + strength * (picture - photograph)
-            if preserve_color == "luminance":
-                picture = np.asarray(color.with_luminance(photograph, color.luminance(picture)))
-            images.save(target, picture)
-            bar.update()
-    done = bar.n
-    print(f"saved {done} of {len(paths)} pictures in {output}" if folder else f"saved {output}")
+            loaded = []
+            for path, target in batch:
+                try:
+                    photograph = images.load(path, size=size)
+                    loaded.append((target, photograph, images.load_alpha(path, shape=photograph.shape[:2])))
+                except InputError as error:
+                    refuse(error)
+            if not loaded:
+                continue
+            try:
+                pictures = paint(np.stack([photograph for _, photograph, _ in loaded]))
+            except InputError as error:
+                refuse(InputError(f"{batch[0][0]}: {error}"), len(loaded))
+                continue
+            for (target, _, alpha), picture in zip(loaded, pictures, strict=True):
+                images.save(target, picture, alpha=alpha)
+                done += 1
+                bar.update()
+    print(f"saved {output}" if done == len(jobs) == 1 else f"saved {done} of {len(jobs)} pictures in {output}")
+    if name := stopped():
+        sys.exit(128 + signal.Signals[name])
+    if refused:
+        sys.exit(1 if done else 2)
+
+
+def paint_video(path, output, paint, *, size, batch_size, smooth):
+    """Paint a video's frames, with its sound. Ctrl-C leaves the frames so far."""
+    shown = video.info(path, size=size)
+    hold = jax.jit(partial(video.steady, strength=smooth))
+    with (
+        terminal.stop_signals() as stopped,
+        video.writing(output, shown, sound=path) as add,
+        contextlib.closing(video.read(path, shown)) as frames,
+        tqdm(total=shown.frames, unit="frame", dynamic_ncols=True) as bar,
+    ):
+        before = None
+        for batch in batches(frames, batch_size):
+            for frame, picture in zip(batch, paint(np.stack(batch)), strict=True):
+                if smooth:
+                    before, picture = hold(before or (frame, picture), frame, picture)
+                add(picture)
+                bar.update()
+            if stopped():
+                break
+    if not bar.n:
+        raise InputError(f"{path}: has no frames that can be read; copy or convert it again")
+    print(f"saved {bar.n} frames in {output}")
+    if name := stopped():
+        sys.exit(128 + signal.Signals[name])
+
+
+def batches(items, size):
+    """Lists of `size` items, the last one perhaps shorter."""
+    items = iter(items)
+    while batch := list(itertools.islice(items, size)):
+        yield batch
 
 
 if __name__ == "__main__":

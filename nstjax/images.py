@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from nstjax import files
 from nstjax.errors import InputError
@@ -72,13 +72,27 @@ def load_mask(path, *, shape) -> np.ndarray:
     return mask
 
 
-def shape(path, *, size) -> tuple[int, int]:
+def load_alpha(path, *, shape) -> np.ndarray | None:
+    """The opacity of the picture in a file as float32 [H, W] in [0, 1] for shape (H, W); None if it is opaque."""
+    with _refusing(path), open(path, "rb") as file:
+        if not _open(path, file, least=1).has_transparency_data:
+            return None
+    # However colours are converted, only what is transparent differs between the two.
+    over = (_read(path, background=b, least=1, longest=max(shape))[0].convert("RGB") for b in ("white", "black"))
+    seen = ImageChops.difference(*over).getchannel(0).resize(shape[::-1], Image.Resampling.LANCZOS)
+    alpha = 1 - np.asarray(seen, np.float32) / 255
+    return None if alpha.min() == 1 else alpha
+
+
+def shape(path, *, size=None) -> tuple[int, int]:
     """(height, width) that `load(path, size=size)` will have, from the file's header."""
     with _refusing(path), open(path, "rb") as file:
         picture = _open(path, file, least=1)
         w, h = picture.size
         if picture.getexif().get(_ORIENTATION, 1) >= 5:
             w, h = h, w
+    if size is None:
+        return h, w
     return round(h * size / max(w, h)), round(w * size / max(w, h))
 
 
@@ -90,17 +104,20 @@ def resize(image, shape) -> np.ndarray:
     return np.clip(np.stack(resized, axis=-1), 0, 1)
 
 
-def save(path, image, *, metadata=None) -> None:
+def save(path, image, *, alpha=None, metadata=None) -> None:
     """Write float [H, W, 3], clipped to [0, 1] and rounded to 8 bits, in the suffix's format, all or nothing.
 
     .png, .webp (lossless), .tif, .bmp, .jpg (quality 95, 4:4:4). metadata {str: str} goes into PNG text, or
-    as JSON into the EXIF description; BMP has no place for it. Equal pixels and metadata give equal bytes.
+    as JSON into the EXIF description; BMP has no place for it. alpha: opacity [H, W] in [0, 1], for which JPEG and BMP
+    have no place: there the image is as it is given. Equal pixels and metadata give equal bytes.
     Missing folders are made. InputError if the file cannot be written (an older one stays as it was),
     ValueError for bad pixels.
     """
     check_writable(path)
     name, options = _WRITABLE[Path(path).suffix.lower()]
     picture = Image.fromarray(_to_bytes(image))
+    if alpha is not None and name not in ("JPEG", "BMP"):
+        picture.putalpha(Image.fromarray(np.rint(255 * np.clip(alpha, 0, 1)).astype(np.uint8)))
     try:
         data = _encode(picture, name, options, metadata or {})
     except (OSError, ValueError) as error:  # WebP ends at 16383 px, JPEG at 65500 px and at 64 kB of metadata

@@ -90,10 +90,13 @@ def halve(x):
 # --- norms
 
 
-def instance_norm(x, *, epsilon=1e-5):
-    """Every channel of every picture with mean 0 and variance 1 over its pixels (Ulyanov 2016, arXiv 1607.08022)."""
-    x = x - x.mean((1, 2), keepdims=True)
-    return x * lax.rsqrt((x**2).mean((1, 2), keepdims=True) + epsilon)
+def instance_norm(x, *, moments=None, epsilon=1e-5):
+    """Every channel of every picture with mean 0 and variance 1 over its pixels (Ulyanov 2016, arXiv 1607.08022).
+
+    moments: (mean, variance), each [N, 1, 1, C], where x is but a part of the picture.
+    """
+    mean, variance = moments or (x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True))
+    return (x - mean) * lax.rsqrt(variance + epsilon)
 
 
 class InstanceNorm(nn.Module):
@@ -102,10 +105,10 @@ class InstanceNorm(nn.Module):
     epsilon: float = 1e-5
 
     @nn.compact
-    def __call__(self, x, *, train=False):
+    def __call__(self, x, *, train=False, moments=None):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        return instance_norm(x, epsilon=self.epsilon) * scale + bias
+        return instance_norm(x, moments=moments, epsilon=self.epsilon) * scale + bias
 
 
 class BatchNorm(nn.Module):

@@ -1,6 +1,7 @@
 """Johnson's transform net (2016, arXiv 1603.08155) and what became of it: a picture in, the stylised picture out."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -74,41 +75,85 @@ class TransformNet(nn.Module):
 
         Raises ValueError for an unknown padding.
         """
-        if self.padding not in PADDINGS:
-            raise ValueError(f"no padding {self.padding!r}; there are {', '.join(PADDINGS)}")
-        around, halving, inside = PADDINGS[self.padding]
-        once, zeros = self.padding == "picture", (2, 1) if self.padding == "same" else (1, 2)
-        crop = 2 if once else 0
+        down, blocks, up, last = parts(self)
 
-        def layer(name, x, features, make=self.conv, relu=True, **options):
-            if make is not layers.FractionallyStrided:
-                options["fast"] = self.fast
-            x = make(features, bias=self.norm is None, name=name, **options)(x)
-            if self.norm is not None:
-                x = self.norm(name=f"{name}_norm")(x, train=train)
-            return nn.relu(x) if relu else x
+        def run(layer, x):
+            x = layer.conv(x)
+            return x if layer.norm is None else layer.norm(x, train=train)
 
-        w = self.width
-        out = {}
-        # Around 0, or else half of the first layer's channels see nothing but its ReLU's zeros (without a norm).
-        x = layers.pad_to_multiple(images - self.center, 4)
-        x = out["padded"] = layers.reflect(x, 8 * self.blocks) if once else x
-        x = out["conv1"] = layer("conv1", x, w, kernel=9, pad=around)
-        x = out["conv2"] = layer("conv2", x, 2 * w, stride=2, pad=halving)
-        x = out["conv3"] = layer("conv3", x, 4 * w, stride=2, pad=halving)
-        for i in range(1, self.blocks + 1):
-            y = layer(f"block{i}a", x, 4 * w, pad=inside)
-            # The gain makes no difference with a norm. Without one, blocks near the identity keep the net's scale.
-            y = layer(f"block{i}b", y, 4 * w, pad=inside, gain=0.1, relu=False)
-            x = out[f"block{i}"] = x[:, crop : x.shape[1] - crop, crop : x.shape[2] - crop] + y
-        for i, features in ((1, 2 * w), (2, w)):
-            if self.upsample is None:
-                x = layer(f"up{i}", x, features, make=layers.FractionallyStrided, zeros=zeros)
-            else:
-                x = layer(f"up{i}", x, features, upsample=self.upsample)
-            out[f"up{i}"] = x
-        norm = self.norm if self.last_norm else None
-        x = layers.Conv(3, kernel=9, pad=around, bias=norm is None, gain=1.0, fast=self.fast, name="conv4")(x)
-        x = x if norm is None else norm(name="conv4_norm")(x, train=train)
-        picture = self.output(x)
+        x = padded(self, images)
+        out = {"padded": x}
+        for name, layer in zip(("conv1", "conv2", "conv3"), down, strict=True):
+            x = out[name] = nn.relu(run(layer, x))
+        for i, (a, b) in enumerate(blocks, 1):
+            y = run(b, nn.relu(run(a, x)))
+            x = out[f"block{i}"] = cropped(x, y) + y
+        for name, layer in zip(("up1", "up2"), up, strict=True):
+            x = out[name] = nn.relu(run(layer, x))
+        picture = self.output(run(last, x))
         return out | {"picture": picture[:, : images.shape[1], : images.shape[2]]}
+
+
+class Layer(NamedTuple):
+    """A convolution and the norm after it, if there is one: modules with the names that their parameters have."""
+
+    conv: nn.Module
+    norm: nn.Module | None
+
+
+class Parts(NamedTuple):
+    """A `TransformNet`'s layers: to a quarter of the size, residual blocks, up again, and the one before the output."""
+
+    down: tuple[Layer, Layer, Layer]
+    blocks: tuple[tuple[Layer, Layer], ...]
+    up: tuple[Layer, Layer]
+    last: Layer
+
+
+def parts(net):
+    """The `Parts` of a `TransformNet`. Raises ValueError for an unknown padding."""
+    if net.padding not in PADDINGS:
+        raise ValueError(f"no padding {net.padding!r}; there are {', '.join(PADDINGS)}")
+    around, halving, inside = PADDINGS[net.padding]
+
+    def layer(name, features, *, make=net.conv, norm=net.norm, **options):
+        if make is not layers.FractionallyStrided:
+            options["fast"] = net.fast
+        return Layer(make(features, bias=norm is None, name=name, **options), norm and norm(name=f"{name}_norm"))
+
+    def doubling(name, features):
+        if net.upsample is not None:
+            return layer(name, features, upsample=net.upsample)
+        zeros = (2, 1) if net.padding == "same" else (1, 2)
+        return layer(name, features, make=layers.FractionallyStrided, zeros=zeros)
+
+    w = net.width
+    return Parts(
+        down=(
+            layer("conv1", w, kernel=9, pad=around),
+            layer("conv2", 2 * w, stride=2, pad=halving),
+            layer("conv3", 4 * w, stride=2, pad=halving),
+        ),
+        # The gain makes no difference with a norm. Without one, blocks near the identity keep the net's scale.
+        blocks=tuple(
+            (layer(f"block{i}a", 4 * w, pad=inside), layer(f"block{i}b", 4 * w, pad=inside, gain=0.1))
+            for i in range(1, net.blocks + 1)
+        ),
+        up=(doubling("up1", 2 * w), doubling("up2", w)),
+        last=layer(
+            "conv4", 3, make=layers.Conv, norm=net.norm if net.last_norm else None, kernel=9, pad=around, gain=1.0
+        ),
+    )
+
+
+def padded(net, images):
+    """What a `TransformNet`'s first layer sees of pictures [N, H, W, 3]."""
+    # Around 0, or else half of the first layer's channels see nothing but its ReLU's zeros (without a norm).
+    x = layers.pad_to_multiple(images - net.center, 4)
+    return layers.reflect(x, 8 * net.blocks) if net.padding == "picture" else x
+
+
+def cropped(x, y):
+    """A residual block's input as large as its output, which unpadded convolutions made smaller."""
+    n = (x.shape[1] - y.shape[1]) // 2
+    return x[:, n : x.shape[1] - n, n : x.shape[2] - n]
