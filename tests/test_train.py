@@ -18,6 +18,14 @@ from nstjax.nets.transform import TransformNet
 CONTENT, STYLE = {"relu2_2": 1.0}, {"relu1_2": 1.0, "relu3_3": 0.5}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quickly_compiled():
+    """What takes time here is compiling."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 def pictures(n, seed=0, size=16):
     coarse = np.random.default_rng(seed).uniform(size=(n, 4, 4, 3)).astype(np.float32)
     return np.asarray(jax.image.resize(coarse, (n, size, size, 3), "linear")).clip(0, 1)

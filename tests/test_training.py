@@ -101,7 +101,7 @@ def run(here, monkeypatch):
         command(name, *own, *standard(folder, steps), *flags)
         return here / f"{folder}.safetensors"
 
-    before = {name: getattr(jax.config, name) for name in settings(here)}
+    before = {name: jax.config.values[name] for name in settings(here)}
     for name, value in settings(here).items():
         jax.config.update(name, value)
     yield run
