@@ -187,6 +187,14 @@ def _choose(condition, yes, no):
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
+@partial(jax.jit, static_argnums=0)
+def _start(solver, image, data):
+    """The first state, in arrays of its own, since they are given away at each step; and of stated types, since with a
+    weak one, such as a Python number's, the second step would be compiled again.
+    """
+    return jax.tree.map(lambda x: jnp.array(x, x.dtype), solver.init(image, data))
+
+
 def run(solver, image, data, *, steps, give_up=10, place=None):
     """Optimise a picture [H, W, 3]: yields (step, picture, terms) after each of `steps` steps, from 1.
 
@@ -195,9 +203,7 @@ def run(solver, image, data, *, steps, give_up=10, place=None):
     `give_up` failed evaluations in a row (of every picture); the last picture yielded is then the last good one.
     """
     image = jax.device_put(image)
-    # Copies, since the state is given away at each step, and a buffer can be given away only once; of a stated type,
-    # since with a weak one, such as a Python number's, the second step would be compiled again.
-    state = jax.jit(lambda *start: jax.tree.map(lambda x: jnp.array(x, x.dtype), solver.init(*start)))(image, data)
+    state = _start(solver, image, data)
     shardings = None
     if place is not None:
         image, state = jax.device_put((image, state), place((image, state)))

@@ -78,4 +78,4 @@ def test_the_notebook_trains_shows_and_paints_and_goes_on(tmp_path):
     with open(checkpoints / "loss.csv") as file:
         assert [int(float(row["step"])) for row in csv.DictReader(file)] == [1, 2, 3]
     with Image.open(checkpoints / "sample-00000003.jpg") as picture:
-        assert picture.size == (32, 32)
+        assert picture.width > 4 * 32 and picture.height > 2 * 32  # four photographs, and above or below, painted
