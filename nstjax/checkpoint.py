@@ -78,6 +78,12 @@ def restore(path, like) -> Checkpoint:
     return Checkpoint(about["step"], jax.tree.unflatten(jax.tree.structure(like), leaves), about["extra"])
 
 
+def step(path) -> int:
+    """The step of a checkpoint, without reading its arrays. InputError if it is no whole checkpoint."""
+    with _open(path) as file:
+        return _about(path, file)["step"]
+
+
 def extra(path) -> dict:
     """The `extra` in a checkpoint, without reading its arrays. InputError if it is no whole checkpoint."""
     with _open(path) as file:
@@ -151,7 +157,9 @@ def _form(leaf):
 def _as(array, leaf):
     """The array as jax's, numpy's or a number, like the leaf."""
     if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
-        return array if _is_key(array) else jnp.asarray(array)
+        array = array if _is_key(array) else jnp.asarray(array)
+        spread = isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1
+        return jax.device_put(array, leaf.sharding) if spread else array
     if isinstance(leaf, np.ndarray):
         return array
     return array[()] if isinstance(leaf, np.generic) else type(leaf)(array.item())

@@ -15,16 +15,23 @@ def require(flag):
         raise InputError(f'{flag} draws with matplotlib, which is not installed: pip install "nstjax[plots]"')
 
 
-def curves(rows, *, terms) -> bytes:
-    """A PNG of each term of `rows` (dicts with "evaluations", "seconds" and the terms) against both, on log scales."""
+def curves(rows, *, terms, against=("evaluations", "seconds"), window=1) -> bytes:
+    """A PNG of each term of `rows` (dicts of numbers) against others of them, on log scales; means over `window` rows.
+
+    The windows do not overlap, and a last one that is not full is left out.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    def means(name):
+        values = np.array([row[name] for row in rows])
+        return values[: len(rows) // window * window].reshape(-1, window).mean(1)
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, x in zip(figure.subplots(1, 2, sharey=True), ("evaluations", "seconds"), strict=True):
+    for axes, x in zip(figure.subplots(1, len(against), sharey=True, squeeze=False)[0], against, strict=True):
         for term in terms:
-            axes.plot([row[x] for row in rows], [row[term] for row in rows], label=term)
+            axes.plot(means(x), means(term), label=term)
         axes.set(xlabel=x, yscale="log")
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("loss")

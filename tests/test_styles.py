@@ -10,7 +10,7 @@ import pytest
 import tyro
 from PIL import Image
 
-from nstjax import features, images, nets, styles, terminal, train
+from nstjax import images, nets, styles, terminal
 from nstjax.errors import InputError
 from nstjax.nets import TransformNet
 
@@ -108,86 +108,3 @@ def test_stylize_paints_folders(tiny, tmp_path, monkeypatch, capsys):
     command(monkeypatch, "stylize", *flags)
     assert [images.load(tmp_path / "out" / f"{i}.png").shape for i in range(3)] == [(36 + i, 40, 3) for i in range(3)]
     assert "saved 3 of 3" in capsys.readouterr().out
-
-
-@pytest.fixture
-def training(tiny, tmp_path, monkeypatch):
-    """Runs train_transform.py with a tiny net and narrow features; returns the trained style."""
-    from test_vgg import narrow
-
-    pytest.importorskip("grain", reason="training data needs grain (the train extra)")
-    params = features.prepare(narrow("vgg16"), winograd=False)
-    monkeypatch.setattr(features, "load", lambda *args, **kwargs: params)
-    for i in range(6):
-        photograph(tmp_path / "photos" / f"{i}.png", i)
-    painting = photograph(tmp_path / "painting.png", 9)
-
-    def run(*flags, folder="run", steps=4):
-        output = tmp_path / f"{folder}.safetensors"
-        standard = ["--style", painting, "--data", tmp_path / "photos", "--crop", 16, "--batch-size", 8]
-        standard += ["--style-size", 40, "--checkpoint-dir", tmp_path / folder, "--output", output, "--steps", steps]
-        command(monkeypatch, "train_transform", *standard, *flags)
-        return output
-
-    return run
-
-
-def test_training_resumes_to_the_bit(training, tmp_path):
-    whole = training("--checkpoint-every", "2", folder="whole", steps=6)
-    training("--checkpoint-every", "2", folder="parts", steps=4)
-    parts = training("--checkpoint-every", "2", "--resume", folder="parts", steps=6)
-    first, second = (styles.load(path)[1] for path in (whole, parts))
-    jax.tree.map(np.testing.assert_array_equal, first, second)
-    assert (tmp_path / "whole" / "loss.csv").read_bytes() == (tmp_path / "parts" / "loss.csv").read_bytes()
-    assert images.load(tmp_path / "parts" / "sample-00000006.jpg").shape == (16, 16, 3)
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        (["--checkpoint-every", "2"], "--resume"),
-        (["--resume", "--seed", "5"], "seed"),
-        (["--resume", "--steps", "0"], "--steps"),
-        (["--resume", "--batch-size", "3"], "--batch-size"),
-        (["--resume", "--data", "nowhere"], "nowhere"),
-    ],
-    ids=str,
-)
-def test_training_refuses_in_one_line(training, capsys, flags, named):
-    training(steps=2)
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        training(*flags, steps=4)
-    assert stop.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_transform.py:")]
-    assert len(lines) == 1 and named in lines[0]
-
-
-def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(tmp_path, capsys):
-    """A step that fails whenever the rate is above a quarter."""
-
-    def step(state, batch, data):
-        rate = float(data["rate"])
-        broken = rate > 0.3 and int(state.step) >= 5
-        state = state._replace(step=state.step + 1, params=state.params + rate)
-        return state, {"loss": np.nan if broken else 1.0 / (1 + int(state.step))}
-
-    start = train.State(np.int32(0), np.float32(0), {}, (), jax.random.key(0))
-
-    def stream(position):
-        number = position or 0
-        while True:
-            number += 1
-            yield np.zeros(1), number
-
-    end = train.fit(step, start, stream, {}, steps=12, folder=tmp_path, every=2)
-    assert int(end.step) == 12
-    # Four steps at the full rate were saved; the others were made at a quarter.
-    assert float(end.params) == 4 + 8 * 0.25
-    assert "0.25 of the learning rate" in capsys.readouterr().out
-
-    def hopeless(state, batch, data):
-        return state, {"loss": np.inf}
-
-    with pytest.raises(InputError, match="--learning-rate"):
-        train.fit(hopeless, start, stream, {}, steps=12, folder=tmp_path / "other")

@@ -83,3 +83,30 @@ def stylize(params, decoder, variables, images, target, *, alpha=1.0):
     """
     x = adain(encode(params, images), target, alpha=alpha)
     return decoder.apply(variables, x)[:, : images.shape[1], : images.shape[2]]
+
+
+def loss(decoder):
+    """The loss of the decoder's training (Huang's eq. 11 to 13), for `nstjax.train.make_step`.
+
+    batch: {"content", "style": [N, H, W, 3]}. data: {"network": VGG's params, "weights": {"content", "style": number},
+    "content_layers": {"relu4_1": number}, "style_layers": {layer: number}, "rate": number}. The content is what
+    `adain` made of the photographs' features, the style is each layer's moments; both are compared by `losses.mse`.
+    """
+
+    def loss(params, stats, batch, keys, data):
+        each = jax.vmap(lambda picture: vgg.features(data["network"], picture))
+        style = each(batch["style"])
+        wanted = adain(each(batch["content"])["relu4_1"], moments(style["relu4_1"]))
+
+        def compare(acts, wanted, style):
+            targets = {name: losses.moments(style[name]) for name in data["style_layers"]}
+            return {
+                "content": losses.content(acts, {"relu4_1": wanted}, weights=data["content_layers"]),
+                "style": losses.style(acts, targets, statistic=losses.moments, weights=data["style_layers"]),
+            }
+
+        terms = jax.vmap(compare)(each(decoder.apply({"params": params}, wanted)), wanted, style)
+        terms = {name: x.mean() * data["weights"][name] for name, x in terms.items()}
+        return sum(terms.values()), (terms, stats)
+
+    return loss

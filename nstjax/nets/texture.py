@@ -16,6 +16,11 @@ def noise(key, shape, *, scales=5):
     return tuple(jax.random.uniform(k, (n, -(-h // 2**i), -(-w // 2**i), 3)) for i, k in enumerate(keys))
 
 
+def noises(keys, shape, *, scales=5):
+    """`noise` for pictures of `shape` (H, W), the first by the first of keys [N] and so on."""
+    return jax.tree.map(lambda z: z[:, 0], jax.vmap(lambda key: noise(key, (1, *shape), scales=scales))(keys))
+
+
 class TextureNet(nn.Module):
     """Noise, and pictures [N, H, W, 3] in [0, 1] to stylise (None: pure textures) -> [N, H, W, 3] in [0, 1].
 
@@ -61,6 +66,21 @@ def _joined(noise, images):
         joined.append(jnp.concatenate([z, images], -1))
         images = layers.halve(images)
     return joined
+
+
+def stylize(net, variables, images, key):
+    """Pictures [N, H, W, 3] in the net's style; another key gives other pictures. For nets trained with content."""
+    return net.apply(variables, noise(key, images.shape[:3], scales=scales(variables)), images)
+
+
+def synthesize(net, variables, shape, key):
+    """Textures [N, H, W, 3] of `shape` (N, H, W); another key gives others. For nets trained without content."""
+    return net.apply(variables, noise(key, shape, scales=scales(variables)))
+
+
+def scales(variables):
+    """How many scales of noise a net with these variables sees."""
+    return sum(name.startswith("join") for name in variables["params"]) + 1
 
 
 class Block(nn.Module):

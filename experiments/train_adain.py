@@ -1,0 +1,94 @@
+"""Train AdaIN's decoder (Huang 2017, arXiv 1703.06868): one net for every style, which need not be seen in training.
+
+    python experiments/train_adain.py --data coco --styles paintings/ --output adain.safetensors
+
+Every step pairs photographs with paintings of a folder. The encoder is the bundled VGG-19, which is not saved. Use the
+result with experiments/stylize.py and any painting.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import optax
+import training
+import tyro
+
+from nstjax import features, nets, terminal
+from nstjax.features import vgg
+from nstjax.nets import adain
+
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+DEFAULTS = training.Flags(batch_size=8, steps=160_000, learning_rate=1e-4, network="vgg19")
+
+
+def main(
+    *,
+    styles: Annotated[Path, tyro.conf.arg(aliases=("--style",))],
+    data: str,
+    content_weight: float = 1.0,
+    style_weight: float = 10.0,
+    flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
+) -> None:
+    """Train AdaIN's decoder.
+
+    Args:
+        styles: a folder of paintings.
+        data: coco (COCO 2017 by TFDS), or a folder of photographs.
+        content_weight: of the content loss.
+        style_weight: of the style loss.
+        flags: those of every training command.
+    """
+    about = training.start(flags, net="adain", content_weight=content_weight, style_weight=style_weight)
+    photos, paintings = training.source(data), training.source(styles)
+    photographs = training.photographs(photos, flags.crop)
+    examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
+
+    params = features.load(flags.network, layers=LAYERS)
+    # Huang's VGG is normalised: the mean activation of each layer is 1. Here a layer's weight has the same effect.
+    acts = jax.jit(vgg.features)(params, photographs[0])
+    weights = {name: float(1 / acts[name].mean() ** 2) for name in LAYERS}
+    targets = {
+        "network": params,
+        "weights": {"content": content_weight, "style": style_weight},
+        "content_layers": {"relu4_1": weights["relu4_1"]},
+        # Huang adds the distances of means and of standard deviations, of which `losses.mse` takes the mean.
+        "style_layers": {name: 2 * weight for name, weight in weights.items()},
+    }
+    decoder = nets.NETS["adain"]
+    wanted = jax.jit(adain.targets)(params, examples)
+    paint = jax.jit(lambda params, *inputs: adain.stylize(params, decoder, *inputs))
+
+    def sample(variables):
+        return training.sheet(photographs, *(paint(params, variables, photographs, target) for target in wanted))
+
+    training.run(
+        flags,
+        net="adain",
+        inputs=(jax.jit(adain.encode)(params, photographs),),
+        loss=adain.loss(decoder),
+        transformation=optax.adam(lambda step: flags.learning_rate / (1 + 5e-5 * step)),
+        stream=partial(_pairs, photos, paintings, flags=flags),
+        targets=targets,
+        sample=sample,
+        configuration=about,
+        skipped=lambda: len(photos.skipped) + len(paintings.skipped),
+    )
+
+
+def _pairs(photos, paintings, position, *, flags):
+    """Batches of photographs with paintings."""
+    seen = position or {"content": None, "style": None}
+    content = training.stream(photos, seen["content"], flags=flags)
+    # Another seed, or pictures of one folder would always meet themselves.
+    style = training.stream(paintings, seen["style"], flags=flags, seed=1)
+    for (photograph, first), (painting, second) in zip(content, style, strict=True):
+        yield {"content": photograph, "style": painting}, {"content": first, "style": second}
+
+
+if __name__ == "__main__":
+    terminal.tune_malloc()
+    terminal.cache_compilations()
+    with terminal.refusals("train_adain.py"):
+        tyro.cli(main)

@@ -1,0 +1,253 @@
+"""The commands that train, end to end at tiny size, with narrow networks: resumed, killed, refused, on two hosts."""
+
+import importlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import tyro
+from PIL import Image
+from test_vgg import narrow
+
+from nstjax import checkpoint, features, images, nets, styles, terminal, train
+from nstjax.nets import layers, texture
+
+pytest.importorskip("grain", reason="training data needs grain (the train extra)")
+
+ROOT = Path(__file__).parent.parent
+TINY = {
+    "fast": nets.TransformNet(width=4, blocks=1),
+    "ulyanov": nets.TextureNet(width=2),
+    "texture": nets.TextureNet(width=2, pad=layers.circular, norm=layers.BatchNorm),
+    "adain": nets.Decoder(channels=(6, 5, 4), level=1.0),
+}
+# command, the net it trains, its own flags
+COMMANDS = {
+    "transform": ("train_transform", "fast", ["--style", "painting.png", "--style-size", "40", "--data", "photos"]),
+    "texture": (
+        "train_texture",
+        "texture",
+        ["--style", "painting.png", "--style-size", "40", "--texture", "--scales", "3"],
+    ),
+    "ulyanov": (
+        "train_texture",
+        "ulyanov",
+        ["--style", "painting.png", "--style-size", "40", "--data", "photos", "--scales", "3"],
+    ),
+    "adain": ("train_adain", "adain", ["--styles", "paintings", "--data", "photos"]),
+}
+
+
+def picture(path, seed, size=(40, 36)):
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+def make_tiny():
+    """Narrow networks and tiny nets instead of the true ones, in this process."""
+    features.load = lambda network, **_: features.prepare(narrow(network), winograd=False)
+    nets.NETS |= TINY
+    sys.path.insert(0, str(ROOT / "experiments"))
+
+
+def command(name, *flags):
+    """Run a command in this process, as it is run from a shell."""
+    sys.argv = [f"{name}.py", *map(str, flags)]
+    with terminal.refusals(sys.argv[0]):
+        tyro.cli(importlib.import_module(name).main)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder of pictures, where all compiled programs are kept, as most tests need the same."""
+    folder = tmp_path_factory.mktemp("training")
+    for i in range(6):
+        picture(folder / "photos" / f"{i}.png", i)
+        picture(folder / "paintings" / f"{i}.png", 10 + i)
+    picture(folder / "painting.png", 9)
+    return folder
+
+
+def settings(here):
+    """Of jax: what takes time here is compiling."""
+    return {
+        "jax_compilation_cache_dir": str(here / "cache"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+    }
+
+
+@pytest.fixture
+def run(here, monkeypatch):
+    """Trains: (kind, *flags, folder, steps) -> the output."""
+    monkeypatch.setattr(features, "load", features.load)
+    monkeypatch.setattr(nets, "NETS", nets.NETS.copy())
+    monkeypatch.setattr(sys, "path", sys.path.copy())
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(here)
+    make_tiny()
+
+    def run(kind, *flags, folder, steps=4):
+        name, _, own = COMMANDS[kind]
+        command(name, *own, *standard(folder, steps), *flags)
+        return here / f"{folder}.safetensors"
+
+    before = {name: jax.config.values[name] for name in settings(here)}
+    for name, value in settings(here).items():
+        jax.config.update(name, value)
+    yield run
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def standard(folder, steps):
+    flags = ["--crop", 16, "--batch-size", 8, "--checkpoint-dir", folder, "--output", f"{folder}.safetensors"]
+    return [*flags, "--steps", steps, "--checkpoint-every", 2]
+
+
+def in_another_process(here, *flags, devices=8, before=""):
+    """Starts a command with the tiny nets in another process."""
+    environment = (
+        os.environ
+        | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        }
+        | {name.upper(): str(value) for name, value in settings(here).items()}
+    )
+    code = f"{before}import sys, test_training as t; t.make_tiny(); t.command(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, *map(str, flags)]
+    return subprocess.Popen(command, cwd=here, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+@pytest.mark.parametrize("kind", COMMANDS)
+def test_killed_and_resumed_equals_uninterrupted_to_the_bit(run, here, kind):
+    name, net, own = COMMANDS[kind]
+    whole = run(kind, folder=f"{kind}-whole", steps=24)
+    process = in_another_process(here, name, *own, *standard(f"{kind}-parts", 24))
+    try:
+        while not (found := list((here / f"{kind}-parts").glob("checkpoint-*.safetensors"))):
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.communicate()
+    assert checkpoint.step(found[0]) < 24 and not (here / f"{kind}-parts.safetensors").exists()
+    parts = run(kind, "--resume", folder=f"{kind}-parts", steps=24)
+    assert parts.read_bytes() == whole.read_bytes()
+    for file in ("loss.csv", "loss.png", "sample-00000024.jpg", "checkpoint-00000024.safetensors"):
+        assert (here / f"{kind}-parts" / file).read_bytes() == (here / f"{kind}-whole" / file).read_bytes(), file
+    assert len(train.history(here / f"{kind}-whole")) == 24
+    found, variables, about = styles.load(whole)
+    assert found is TINY[net] and about["steps"] == 24 and about["net"] == net
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
+
+
+BAD = {
+    "no steps": ("transform", ["--steps", "0"], "--steps"),
+    "a batch that does not divide": ("transform", ["--batch-size", "3"], "--batch-size"),
+    "tiny crop": ("texture", ["--crop", "8"], "--crop"),
+    "rate that is no number": ("transform", ["--learning-rate", "nan"], "--learning-rate"),
+    "negative weight": ("adain", ["--style-weight", "-1"], "--style-weight"),
+    "no such data": ("transform", ["--data", "nowhere"], "nowhere"),
+    "no such painting": ("ulyanov", ["--style", "none.jpg"], "none.jpg"),
+    "no such paintings": ("adain", ["--styles", "nowhere"], "nowhere"),
+    "texture of photographs": ("ulyanov", ["--texture"], "--texture"),
+    "no scales": ("texture", ["--scales", "0"], "--scales"),
+    "output is a folder": ("texture", ["--output", "photos"], "photos"),
+    "checkpoints under a file": ("texture", ["--checkpoint-dir", "painting.png"], "painting.png"),
+    "processes without coordinator": ("texture", ["--processes", "2"], "--coordinator"),
+    "coordinator without processes": ("texture", ["--coordinator", "here:1"], "--processes"),
+    "process beyond": (
+        "texture",
+        ["--coordinator", "here:1", "--processes", "2", "--process-id", "2"],
+        "--process-id",
+    ),
+    "no port": ("texture", ["--coordinator", "here", "--processes", "2", "--process-id", "0"], "HOST:PORT"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_flags_are_refused_in_one_line_before_any_work(run, here, capsys, case):
+    kind, flags, named = BAD[case]
+    before = sorted(here.rglob("*"))
+    with pytest.raises(SystemExit) as stop:
+        run(kind, *flags, folder="refused")
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and named in lines[0], lines
+    assert sorted(here.rglob("*")) == before
+
+
+def test_checkpoints_are_neither_overwritten_nor_continued_as_something_else(run, here, capsys):
+    run("transform", folder="old", steps=2)
+    for flags, named in (([], "--resume"), (["--resume", "--seed", "5"], "seed"), (["--resume"], "with net")):
+        with pytest.raises(SystemExit) as stop:
+            run("texture" if named == "with net" else "transform", *flags, folder="old", steps=4)
+        assert stop.value.code == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_")]
+        assert len(lines) == 1 and named in lines[0], lines
+    assert [checkpoint.step(path) for path in (here / "old").glob("*.safetensors")] == [2]
+
+
+@pytest.mark.parametrize("kind", ["texture", "ulyanov"])
+def test_a_texture_net_from_its_file_paints_other_pictures_by_other_noise(run, here, kind):
+    x = np.random.default_rng(0).uniform(size=(1, 21, 34, 3)).astype(np.float32)
+    paint, what = (texture.synthesize, x.shape[:3]) if kind == "texture" else (texture.stylize, x)
+    noise = texture.noise(jax.random.key(0), (1, 16, 16), scales=3)
+    variables = jax.jit(TINY[kind].init)(jax.random.key(0), noise, None if kind == "texture" else x[:, :16, :16])
+    styles.save(here / "net.safetensors", variables, {"net": kind})
+    net, variables, _ = styles.load(here / "net.safetensors")
+    draw = jax.jit(lambda variables, key: paint(net, variables, what, key))
+    one, again, other = (np.asarray(draw(variables, jax.random.key(seed))) for seed in (0, 0, 1))
+    assert one.shape == x.shape and np.array_equal(one, again)
+    assert np.abs(one - other).mean() > 1e-3
+    assert texture.scales(variables) == 3
+
+
+def test_a_sheet_shows_photographs_and_what_became_of_them(run, here):
+    run("transform", folder="sheet", steps=1)
+    sheet = images.load(here / "sheet" / "sample-00000001.jpg")
+    assert sheet.shape[0] > 2 * 16 and sheet.shape[1] > 4 * 16
+
+
+def test_two_hosts_train_as_one(run, here):
+    """By SGD, as Adam would hide a gradient of another scale."""
+    name, _, own = COMMANDS["transform"]
+    sgd = "import optax; optax.adam = optax.sgd; "
+
+    def flags(folder):
+        return [name, *own, *standard(folder, 4), "--learning-rate", "0.01"]
+
+    one = in_another_process(here, *flags("one"), devices=2, before=sgd)
+    said = one.communicate()[0].decode()
+    assert one.returncode == 0, said
+    # The two go on from the one's second step.
+    (here / "two").mkdir()
+    for file in ("checkpoint-00000002.safetensors", "loss.csv"):
+        shutil.copy(here / "one" / file, here / "two" / file)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        hosts = ["--resume", "--coordinator", f"localhost:{free.getsockname()[1]}", "--processes", "2", "--process-id"]
+    two = [in_another_process(here, *flags("two"), *hosts, i, devices=1, before=sgd) for i in range(2)]
+    said = [process.communicate(timeout=300)[0].decode() for process in two]
+    assert [process.returncode for process in two] == [0, 0], "\n".join(said)
+    assert "saved two.safetensors after 4 of 4 steps" in said[0] and "saved" not in said[1]
+
+    before, alone, together = (
+        safetensors.numpy.load_file(here / folder / f"checkpoint-0000000{step}.safetensors")
+        for folder, step in (("one", 2), ("one", 4), ("two", 4))
+    )
+    moved = {name: np.abs(alone[name] - before[name]).max() for name in alone if name.startswith("params/")}
+    assert max(moved.values()) > 1e-3
+    for name, distance in moved.items():
+        np.testing.assert_allclose(together[name], alone[name], atol=1e-3 * distance + 1e-6, err_msg=name)
