@@ -29,8 +29,8 @@ from nstjax import color, data, features, images, memory, nets, styles, terminal
 from nstjax.errors import InputError
 from nstjax.nets import adain, texture, tiled
 
-# Numbers held at a time for a pixel of a picture: by the nets that know no strips, from XLA's analysis; around any net.
-WORKSPACE = {nets.TextureNet: 130, nets.Decoder: 290}
+# Numbers held at a time for a pixel of a picture: by the nets that know no strips (measured on CPU), around any net.
+WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 400}
 AROUND = 24
 
 
@@ -153,11 +153,15 @@ def check(style, net, variables, content, style_image, style_blend):
             raise InputError("--style-blend: give weights of 0 or more, not all 0")
     elif style_image or style_blend:
         raise InputError(f"--style-image: only for AdaIN; {style} has a style of its own")
-    sees = not isinstance(net, nets.TextureNet) or variables["params"]["scale0"]["conv1"]["kernel"].shape[2] > 3
-    if sees and not content:
+    if sees(net, variables) and not content:
         raise InputError("--content: name photographs or a video")
-    if content and not sees:
+    if content and not sees(net, variables):
         raise InputError(f"{style}: makes textures, and sees no photographs; leave --content out")
+
+
+def sees(net, variables):
+    """Whether a net is one for photographs; the others make textures of noise."""
+    return not isinstance(net, nets.TextureNet) or variables["params"]["scale0"]["conv1"]["kernel"].shape[2] > 3
 
 
 def refuse_beyond(limit, net, shape):
@@ -182,16 +186,14 @@ def with_net(net, variables, limit, seed):
 
         return paint
 
-    params = variables["params"]
-    scales = sum(name.startswith("scale") and not name.endswith("_norm") for name in params)
-    sees = params["scale0"]["conv1"]["kernel"].shape[2] > 3
+    key = jax.random.key(seed)
 
     @jax.jit
     def paint_with_noise(variables, photographs):
-        n, h, w, _ = photographs.shape
-        noise = texture.noise(jax.random.key(seed), (1, h, w), scales=scales)
-        noise = tuple(jnp.repeat(z, n, axis=0) for z in noise)  # the same for all, so that a video holds still
-        return net.apply(variables, noise, photographs if sees else None)
+        if not sees(net, variables):
+            return texture.synthesize(net, variables, photographs.shape[:3], key)
+        # The same noise for all, so that a video holds still.
+        return jax.vmap(lambda each: texture.stylize(net, variables, each[None], key)[0])(photographs)
 
     return partial(paint_with_noise, variables)
 

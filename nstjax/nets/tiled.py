@@ -19,9 +19,10 @@ from jax import lax
 
 from nstjax.nets import layers, transform
 
-# Numbers held at a time, from XLA's analysis: for each pixel of a picture computed at once or of a strip (the second
-# for upsampling by depthwise separable convolutions in their plain form), and of a picture computed in strips.
-WORKSPACE, SEPARABLE_WORKSPACE = 130, 650
+# Numbers held at a time: for each pixel of a picture computed at once, or of a strip (the second for upsampling by
+# depthwise separable convolutions in their plain form), and of a picture computed in strips. Of resident memory on CPU,
+# where convolutions take 2.5 times what XLA's analysis tells.
+WORKSPACE, SEPARABLE_WORKSPACE = 330, 650
 KEPT = 48
 LEAST = 16  # rows of the picture in a strip
 
