@@ -31,6 +31,8 @@ _WRITABLE |= {".webp": ("WEBP", {"lossless": True}), ".tif": _TIFF, ".tiff": _TI
 
 _ORIENTATION, _DESCRIPTION = 0x0112, 0x010E  # EXIF tags
 _TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), start=2))  # orientation -> the Image.Transpose to undo it
+# Names of PNG text that readers, Pillow among them, take for something else.
+_TAKEN = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "transparency", "icc_profile", "gamma", "dpi"}
 _QUIET = threading.Lock()
 
 
@@ -111,9 +113,11 @@ def save(path, image, *, alpha=None, metadata=None) -> None:
     as JSON into the EXIF description; BMP has no place for it. alpha: opacity [H, W] in [0, 1], for which JPEG and BMP
     have no place: there the image is as it is given. Equal pixels and metadata give equal bytes.
     Missing folders are made. InputError if the file cannot be written (an older one stays as it was),
-    ValueError for bad pixels.
+    ValueError for bad pixels, and for names of metadata that mean something else in a PNG, such as "exif".
     """
     check_writable(path)
+    if taken := _TAKEN & set(metadata or {}):
+        raise ValueError(f"metadata cannot be named {', '.join(sorted(taken))}: readers of PNG take it for theirs")
     name, options = _WRITABLE[Path(path).suffix.lower()]
     picture = Image.fromarray(_to_bytes(image))
     if alpha is not None and name not in ("JPEG", "BMP"):

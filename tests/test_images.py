@@ -605,7 +605,9 @@ def test_bad_pixels_are_the_programmers_fault(tmp_path, image):
 
 
 TEXTS = st.dictionaries(
-    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),
+    st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20).filter(
+        lambda name: name not in images._TAKEN
+    ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
     max_size=4,
 )
@@ -621,6 +623,13 @@ def test_metadata_comes_back_and_bytes_are_the_same(tmp_path_factory, text, suff
     assert images.metadata(folder / f"a{suffix}") == text
     assert (folder / f"a{suffix}").read_bytes() == (folder / f"b{suffix}").read_bytes()
     assert images.load(folder / f"a{suffix}").shape == (16, 16, 3)
+
+
+@pytest.mark.parametrize("name", ["exif", "xmp", "transparency"])
+def test_metadata_that_would_spoil_the_picture_is_refused(tmp_path, name):
+    with pytest.raises(ValueError, match=name):
+        images.save(tmp_path / "a.png", np.zeros((16, 16, 3)), metadata={name: "hello"})
+    assert not os.listdir(tmp_path)
 
 
 def test_metadata_of_foreign_files(tmp_path):
