@@ -1,9 +1,10 @@
-"""Paint photographs or a video with a trained net, in one pass each.
+"""Paint photographs or a video with a trained net, in one pass each; or write the net for other programs.
 
     python experiments/stylize.py --content photo.jpg --style starry.safetensors --output picture.png
     python experiments/stylize.py --content photos/ 'more/*.jpg' --style starry.safetensors --output pictures/
     python experiments/stylize.py --content clip.mp4 --style starry.safetensors --output painted.mp4 --smooth 0.8
     python experiments/stylize.py --content photo.jpg --style adain.safetensors --style-image painting.jpg
+    python experiments/stylize.py --style starry.safetensors --export onnx --output starry.onnx
 
 The nets come from experiments/train_*.py. Every shape of pictures compiles the net anew, as padding them to a common
 one would change what instance norm sees; compiled programs are kept for the next time.
@@ -25,7 +26,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, data, features, images, memory, nets, styles, terminal, video
+from nstjax import color, data, export, features, images, memory, nets, styles, terminal, video
 from nstjax.errors import InputError
 from nstjax.nets import adain, texture, tiled
 
@@ -49,8 +50,9 @@ def main(
     smooth: float = 0.0,
     batch_size: int = 1,
     memory_limit: float | None = None,
+    export: Literal["onnx", "jax"] | None = None,
 ) -> None:
-    """Paint photographs or a video with a trained net.
+    """Paint photographs or a video with a trained net, or write the net for other programs.
 
     Of several photographs, those that cannot be read are named and left out: the exit status is then 1, or 2 if none
     was painted.
@@ -70,7 +72,14 @@ def main(
         smooth: 0 to 1: how much of the picture before to keep where a video stands still, against flicker.
         batch_size: pictures of one shape, or frames, to compute together.
         memory_limit: gigabytes to use; by default 0.7 of what is free. Beyond it transform nets compute in strips.
+        export: paint nothing, but write a transform net as ONNX (pip install "nstjax[onnx]") or in JAX's portable form,
+            for pictures [N, H, W, 3] in 0..1 of any size, to --output (the style's name with .onnx or .jax). It is
+            written once it was seen to paint as the net does.
     """
+    if export:
+        if content:
+            raise InputError(f"--export {export}: writes the net and paints nothing; leave --content out")
+        return write(style, output or Path(f"{Path(style).stem}.{export}"), form=export)
     for name, value, least, most in (
         ("size", size, 16, 65536),
         ("style-size", style_size, 16, 65536),
@@ -121,6 +130,18 @@ def main(
         refuse_beyond(limit, net, (1, side, side, 3))
         images.save(output, np.asarray(net_paint(np.zeros((1, side, side, 3), np.float32))[0]))
         print(f"saved {output}")
+
+
+def write(style, output, *, form):
+    """Write a transform net in the form "onnx" or "jax"."""
+    if output.suffix.lower() != f".{form}":
+        raise InputError(f"--output {output}: --export {form} writes a .{form} file; choose such a name")
+    export.check_output(output)
+    net, variables, about = styles.load(style)
+    if not isinstance(net, nets.TransformNet):
+        raise InputError(f"{style}: is no transform net, and only those are exported")
+    export.save(output, net, variables, about)
+    print(f"saved {output}, which paints as the net does: pictures [N, H, W, 3] in 0..1, of any size")
 
 
 def found(content):

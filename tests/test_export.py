@@ -100,7 +100,7 @@ def style(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", export.SUFFIXES)
 def test_the_command(style, tmp_path, monkeypatch, capsys, suffix):
     output = tmp_path / "new" / f"net{suffix}"
-    command(monkeypatch, "export", "--style", style, "--output", output)
+    command(monkeypatch, "stylize", "--style", style, "--export", suffix[1:], "--output", output)
     assert f"saved {output}" in capsys.readouterr().out
     net, variables, about = styles.load(style)
     x = pictures(1, 17, 19)
@@ -133,13 +133,14 @@ def test_what_paints_otherwise_is_not_written(style, tmp_path, monkeypatch, suff
 def test_bad_input_is_refused_in_one_line_before_the_net_is_read(style, tmp_path, monkeypatch, capsys):
     def refused(*flags):
         with pytest.raises(SystemExit) as stop:
-            command(monkeypatch, "export", *flags)
+            command(monkeypatch, "stylize", "--export", "onnx", *flags)
         (line,) = capsys.readouterr().err.splitlines()
         assert stop.value.code == 2
         return line
 
     missing = tmp_path / "missing.safetensors"
-    assert ".onnx or .jax" in refused("--style", missing, "--output", tmp_path / "net.tflite")
+    assert "writes a .onnx file" in refused("--style", missing, "--output", tmp_path / "net.jax")
+    assert "leave --content out" in refused("--style", missing, "--content", "photo.jpg")
     (tmp_path / "file").write_text("")
     assert "not a folder" in refused("--style", missing, "--output", tmp_path / "file" / "net.onnx")
     assert "no such file" in refused("--style", missing, "--output", tmp_path / "net.onnx")
