@@ -38,6 +38,8 @@ class Flags(NamedTuple):
     """folder of checkpoints, sample sheets, loss.csv and its curves, loss.png."""
     checkpoint_every: int = 1000
     """steps between two checkpoints, and between two sample sheets."""
+    init: str | None = None
+    """a trained net of this kind to start from, a bundled style's name or a file: another style is learnt sooner."""
     resume: bool = False
     """go on from the newest checkpoint, if there is one."""
     network: Literal["vgg16", "vgg19"] = "vgg16"
@@ -70,6 +72,8 @@ def start(flags, **more) -> dict[str, str]:
             raise InputError(f"{_flag(name)} {value}: give a number, at least 0")
     if flags.crop < 16:
         raise InputError(f"--crop {flags.crop}: at least 16 pixels are needed")
+    if flags.init:
+        styles.load(flags.init)
     plots.require("a training's loss.png")
     files.check_writable(flags.output)
     files.check_writable(flags.checkpoint_dir / "loss.csv")
@@ -138,6 +142,14 @@ def on_all_devices(net):
     return net
 
 
+def _started_from(style, state, net):
+    _, trained, _ = styles.load(style)
+    params, stats = trained["params"], trained.get("batch_stats", {})
+    if jax.tree.map(np.shape, (params, stats)) != jax.tree.map(np.shape, (state.params, state.stats)):
+        raise InputError(f"--init {style}: is another kind of net than {net}")
+    return state._replace(params=params, stats=stats)
+
+
 def run(
     flags: Flags,
     *,
@@ -157,6 +169,8 @@ def run(
     a picture. Exits with 130 or 143 if a signal ended it.
     """
     state = train.init(nets.NETS[net], transformation, jax.random.key(flags.seed), *inputs)
+    if flags.init:
+        state = _started_from(flags.init, state, net)
     if jax.device_count() > 1:
         step = parallel.data_parallel(train.make_step(loss, transformation, axis=AXIS), axis=AXIS)
         state, targets = parallel.replicate((state, targets), axis=AXIS)

@@ -161,6 +161,7 @@ BAD = {
     "no such data": ("transform", ["--data", "nowhere"], "nowhere"),
     "no such painting": ("ulyanov", ["--style", "none.jpg"], "none.jpg"),
     "no such paintings": ("adain", ["--styles", "nowhere"], "nowhere"),
+    "no such net to start from": ("transform", ["--init", "none.safetensors"], "none.safetensors"),
     "texture of photographs": ("ulyanov", ["--texture"], "--texture"),
     "no scales": ("texture", ["--scales", "0"], "--scales"),
     "output is a folder": ("texture", ["--output", "photos"], "photos"),
@@ -197,6 +198,21 @@ def test_checkpoints_are_neither_overwritten_nor_continued_as_something_else(run
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train_")]
         assert len(lines) == 1 and named in lines[0], lines
     assert [checkpoint.step(path) for path in (here / "old").glob("*.safetensors")] == [2]
+
+
+def test_a_trained_net_is_started_from(run, here, capsys):
+    """At a rate of almost nothing the result is what it started from, and another seed's first net is not."""
+    first = run("transform", folder="first", steps=2)
+    still = ["--learning-rate", 1e-9, "--seed", 7]
+    _, before, _ = styles.load(first)
+    _, after, about = styles.load(run("transform", "--init", first, *still, folder="second", steps=1))
+    assert about["init"] == str(first)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
+    _, other, _ = styles.load(run("transform", *still, folder="third", steps=1))
+    assert np.abs(other["params"]["conv1"]["kernel"] - before["params"]["conv1"]["kernel"]).max() > 0.1
+    with pytest.raises(SystemExit) as stop:
+        run("adain", "--init", first, folder="fourth", steps=1)
+    assert stop.value.code == 2 and "another kind of net" in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["texture", "ulyanov"])
