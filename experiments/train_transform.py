@@ -35,6 +35,7 @@ def main(
     style_weight: float = 5.0,
     tv_weight: float = 4000.0,
     distance: Literal["mse", "charbonnier"] = "mse",
+    final_rate: float = 1.0,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
 ) -> None:
     """Train a transform net for one style.
@@ -48,10 +49,11 @@ def main(
         style_weight: of the style loss.
         tv_weight: of the total variation.
         distance: of activations and Gram matrices (Pandey's Charbonnier).
+        final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
         flags: those of every training command.
     """
     weights = {"content": content_weight, "style": style_weight, "tv": tv_weight}
-    own = {f"{name}_weight": weight for name, weight in weights.items()}
+    own = {f"{name}_weight": weight for name, weight in weights.items()} | {"final_rate": final_rate}
     about = training.start(flags, style=style, net=net, style_size=style_size, distance=distance, **own)
     painting = images.load(style, size=style_size, minimum=32)
     source = training.source(data)
@@ -81,7 +83,7 @@ def main(
         net=net,
         inputs=(photographs,),
         loss=train.perceptual(forward, vgg.features, statistic=gram, content_distance=compare, style_distance=compare),
-        transformation=optax.adam(flags.learning_rate),
+        transformation=optax.adam(optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)),
         stream=partial(training.stream, source, flags=flags),
         targets=targets,
         sample=lambda variables: training.sheet(photographs, paint(variables, photographs)),
