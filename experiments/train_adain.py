@@ -56,7 +56,7 @@ def main(
         # Huang adds the distances of means and of standard deviations, of which `losses.mse` takes the mean.
         "style_layers": {name: 2 * weight for name, weight in weights.items()},
     }
-    decoder = nets.NETS["adain"]
+    decoder = training.for_training(nets.NETS["adain"])
     wanted = jax.jit(adain.targets)(params, examples)
     paint = jax.jit(lambda params, *inputs: adain.stylize(params, decoder, *inputs))
 

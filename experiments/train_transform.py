@@ -69,7 +69,7 @@ def main(
         "content_layers": CONTENT_LAYERS,
         "style_layers": STYLE_LAYERS,
     }
-    module = training.on_all_devices(nets.NETS[net])
+    module = training.for_training(nets.NETS[net])
 
     def forward(params, stats, batch, keys):
         variables = {"params": params, "batch_stats": stats}

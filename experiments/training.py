@@ -135,10 +135,12 @@ def sheet(*rows):
     return plots.contact_sheet(cells, cell=max(rows[0][0].shape))
 
 
-def on_all_devices(net):
-    """The net for training: batch normalisation over the pictures of all devices."""
+def for_training(net):
+    """A net as it is trained: by its fast forms on CPU, and batch normalisation over the pictures of all devices."""
+    if jax.default_backend() == "cpu" and hasattr(net, "fast"):
+        net = net.clone(fast=True)
     if jax.device_count() > 1 and getattr(net, "norm", None) is layers.BatchNorm:
-        return net.clone(norm=partial(layers.BatchNorm, axis_name=AXIS))
+        net = net.clone(norm=partial(layers.BatchNorm, axis_name=AXIS))
     return net
 
 

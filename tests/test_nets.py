@@ -179,12 +179,24 @@ def test_depthwise_sliced_and_merged_equal_the_plain_form(multiplier):
     ],
 )
 def test_a_fast_net_equals_the_plain_one(net, size):
+    """Its picture, and the gradient that trains it."""
     net = net.clone(width=16, blocks=2)  # 64 channels inside: enough for Winograd's form
     x = pictures(1, *size)
     variables = trained(net, x)
-    plain, fast = (jit(net.clone(fast=fast).apply)(variables, x) for fast in (False, True))
+
+    def loss(variables, net):
+        picture = net.apply(variables, x)
+        return ((picture - x) ** 2).mean(), picture
+
+    results = (
+        jit(jax.grad(functools.partial(loss, net=net.clone(fast=fast)), has_aux=True))(variables)
+        for fast in (False, True)
+    )
+    (plain_gradient, plain), (gradient, fast) = results
     assert plain.std() > 0.05
     np.testing.assert_allclose(fast, plain, atol=1e-4)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain_gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max() + 1e-7)
 
 
 # --- transform nets
