@@ -19,9 +19,9 @@ import tyro
 from nstjax import features, images, losses, nets, terminal, train
 from nstjax.features import vgg
 
-# Johnson's layers. His style loss is a sum over the C x C entries of the Gram matrices; here it is their mean.
+# Johnson's layers. His paper sums over the entries of the Gram matrices; his code, as here, takes their mean.
 CONTENT_LAYERS = {"relu2_2": 1.0}
-STYLE_LAYERS = {"relu1_2": 64.0**2, "relu2_2": 128.0**2, "relu3_3": 256.0**2, "relu4_3": 512.0**2}
+STYLE_LAYERS = {"relu1_2": 1.0, "relu2_2": 1.0, "relu3_3": 1.0, "relu4_3": 1.0}
 DEFAULTS = training.Flags()
 
 

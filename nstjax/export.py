@@ -219,7 +219,7 @@ def _norm(graph, net, p, averages, x):
 def _output(graph, output, x):
     op = graph.op
     if output is transform.squash:
-        return op("Mul", op("Add", op("Tanh", x), 1.0), 0.5)
+        return op("Mul", op("Add", op("Tanh", op("Mul", x, 0.1)), 1.0), 0.5)
     if output is transform.wide_squash:
         x = op("Add", op("Mul", op("Tanh", x), 150 / 255), 0.5)
     elif output is not transform.clip:

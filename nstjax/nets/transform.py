@@ -17,8 +17,11 @@ PADDINGS = {
 
 
 def squash(x):
-    """(tanh + 1) / 2, in [0, 1]."""
-    return (jnp.tanh(x) + 1) / 2
+    """(tanh(x / 10) + 1) / 2, in [0, 1].
+
+    Without the tenth Adam's first steps drive whole regions to white, where tanh gives no gradient to leave it.
+    """
+    return (jnp.tanh(x / 10) + 1) / 2
 
 
 def wide_squash(x):
