@@ -75,7 +75,7 @@ class Net(torch.nn.Module):
             x = (x[:, :, 2:-2, 2:-2] if self.once else x) + y
         for name in ("up1", "up2"):
             x = F.relu(self.norm(name, self.grow(name, x)))
-        return (torch.tanh(self.conv("conv4", x)) + 1) / 2
+        return (torch.tanh(self.conv("conv4", x) / 10) + 1) / 2
 
 
 def times_of(evaluate, repeats):

@@ -38,7 +38,7 @@ class Flags(NamedTuple):
     """folder of checkpoints, sample sheets, loss.csv and its curves, loss.png."""
     checkpoint_every: int = 1000
     """steps between two checkpoints, and between two sample sheets."""
-    init: str | None = None
+    init: Path | None = None
     """a trained net of this kind to start from, a bundled style's name or a file: another style is learnt sooner."""
     resume: bool = False
     """go on from the newest checkpoint, if there is one."""

@@ -39,16 +39,30 @@ def winograd(kernel, bias):
     Both transformed kernels, of the convolution and of its gradient, are made here, once and in numpy: passed as
     arguments of jit they cost no compile time.
     """
-    backward = _transform_kernel(np.flip(kernel, (0, 1)).swapaxes(2, 3))
-    return {"forward": _transform_kernel(kernel), "backward": backward, "bias": bias}
+    both = direct(kernel, bias)
+    return both | {name: _transform_kernel(both[name]) for name in ("forward", "backward")}
+
+
+def direct(kernel, bias):
+    """Parameters of `conv` as from `plain`, with its gradient's kernel: XLA's own gradient is slow in loops on CPU."""
+    backward = np.ascontiguousarray(np.flip(kernel, (0, 1)).swapaxes(2, 3))
+    return {"forward": kernel, "backward": backward, "bias": bias}
 
 
 def conv(x, p):
-    """3x3 convolution [H, W, in] -> [H, W, out], stride 1, zero padding, with parameters from `plain` or `winograd`."""
+    """3x3 convolution [H, W, in] -> [H, W, out], stride 1, zero padding.
+
+    p: parameters from `plain`, or from `winograd` or `direct`, with which it can be differentiated by x and the bias
+    alone, and in reverse mode only.
+    """
     if "kernel" in p:
-        dims = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(x[None], p["kernel"], (1, 1), "SAME", dimension_numbers=dims)[0] + p["bias"]
-    return _winograd_linear(x, p["forward"], p["backward"]) + p["bias"]
+        return _convolved(x, p["kernel"]) + p["bias"]
+    return _linear(x, p["forward"], p["backward"]) + p["bias"]
+
+
+def _convolved(x, kernel):
+    dims = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=dims)[0]
 
 
 def _transform_kernel(kernel):
@@ -83,16 +97,11 @@ def _winograd(x, u):
 # The gradient of a convolution is a convolution with the flipped kernel: XLA would instead transpose every slice and
 # sum of the transforms, which is slow.
 @jax.custom_vjp
-def _winograd_linear(x, forward, backward):
-    return _winograd(x, forward)
+def _linear(x, forward, backward):
+    return (_convolved if forward.ndim == 4 else _winograd)(x, forward)
 
 
-def _winograd_forward(x, forward, backward):
-    return _winograd(x, forward), backward
-
-
-def _winograd_backward(backward, g):
-    return _winograd(g, backward), None, None
-
-
-_winograd_linear.defvjp(_winograd_forward, _winograd_backward)
+_linear.defvjp(
+    lambda x, forward, backward: (_linear(x, forward, backward), (forward, backward)),
+    lambda kernels, g: (_linear(g, *kernels[::-1]), None, None),
+)

@@ -10,6 +10,7 @@ from nstjax.errors import InputError
 
 RUNTIME = 600e6  # bytes of the program itself
 HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is room, and where there is little
+KEPT_BY_MALLOC = 3  # times what is in use that `terminal.tune_malloc` may keep (measured at 512 and 1024 px: 2.4, 2.7)
 CONTENT = 8  # numbers for a pixel of the picture in a content layer such as relu4_2
 
 

@@ -71,6 +71,18 @@ def plan(shape, layers, *, limit):
     return segments(layers, rows=rows)
 
 
+def needed(plan, shape):
+    """Bytes that a plan needs for a picture of `shape` (H, W, 3), beside parameters, targets and pictures."""
+    h, w, _ = shape
+
+    def workspace(segment):
+        height = h >> segment.blocks[0] - 1
+        rows = height if segment.rows is None else min(height, segment.rows + 2 * segment.halo)
+        return WORKSPACE[segment.blocks] * h * w * rows / height
+
+    return 4 * (max(map(workspace, plan)) + (KEPT * h * w if any(segment.rows for segment in plan) else 0))
+
+
 def describe(plan):
     """A plan in words."""
     strips = [f"block {'-'.join(map(str, s.blocks))} in strips of {s.rows} rows" for s in plan if s.rows]

@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from nstjax import files, foreign, nets
 from nstjax.errors import InputError
-from nstjax.weights import bundled_folder
+from nstjax.weights import bundled, bundled_folder
 
 
 def save(path, variables, about):
@@ -37,7 +37,7 @@ def load(style):
             raise InputError(
                 f"no style {str(style)!r}; there are {', '.join(there) or 'none'}, or name a .safetensors file"
             )
-        path = bundled_folder() / "styles" / f"{style}.safetensors"
+        path = bundled(f"styles/{style}.safetensors")
     if not path.is_file():
         raise files.refusal(path, "no such file; name a bundled style, or a file that training wrote")
     if path.suffix.lower() in foreign.SUFFIXES:

@@ -12,13 +12,25 @@ from nstjax.errors import InputError
 def tune_malloc():
     """Keep freed memory for the next step (glibc; no effect elsewhere). Call it before jax starts.
 
-    XLA on CPU frees its temporary memory after every call and pays for each page again at the next one. The setting
-    holds for the whole process, so programs opt in; importing nstjax never does it.
+    XLA on CPU frees its temporary memory after every call and pays for each page again at the next one. What is kept
+    can be up to `memory.KEPT_BY_MALLOC` times what is in use. The setting holds for the whole process, so programs opt
+    in; importing nstjax never does it.
     """
+    _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20, M_ARENA_MAX: 1})
+
+
+def restore_malloc():
+    """Give freed memory back to the system again, where it is scarce."""
+    _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10})
+
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
+
+
+def _mallopt(settings):
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
-        m_trim_threshold, m_top_pad, m_mmap_max, m_arena_max = -1, -2, -4, -8
-        for setting, value in ((m_mmap_max, 0), (m_trim_threshold, 2**31 - 1), (m_top_pad, 64 << 20), (m_arena_max, 1)):
+        for setting, value in settings.items():
             libc.mallopt(setting, value)
 
 

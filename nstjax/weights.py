@@ -78,10 +78,10 @@ def bundled_folder():
 
 
 def bundled(name):
-    """Path of a bundled file, after comparing its SHA-256 with the manifest's; InputError if they differ."""
+    """Path of a bundled file, once compared with the SHA-256 in its folder's manifest.json; InputError if not equal."""
     path = bundled_folder() / name
     try:
-        expected = json.loads((bundled_folder() / "manifest.json").read_text())[name]["sha256"]
+        expected = json.loads((path.parent / "manifest.json").read_text())[path.name]["sha256"]
         found = _digest(path, "sha256")
     except (OSError, ValueError, LookupError, TypeError) as error:
         why = f"the bundled weights or their manifest.json cannot be read ({_reason(error)})"

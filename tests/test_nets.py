@@ -204,6 +204,24 @@ def test_a_fast_net_equals_the_plain_one(net, size):
 # --- transform nets
 
 
+def test_adams_first_steps_do_not_saturate_the_picture():
+    """They all go one way; where the output's gradient vanishes, no later step would bring a region back."""
+    net, x = TransformNet(blocks=1), pictures(1, 16, 16)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    adam = optax.adam(1e-3)
+    state = adam.init(variables)
+
+    @jit
+    def step(variables, state):
+        update, state = adam.update(jax.grad(lambda v: -net.apply(v, x).mean())(variables), state)
+        return optax.apply_updates(variables, update), state
+
+    for _ in range(10):
+        variables, state = step(variables, state)
+    picture = jit(net.apply)(variables, x)
+    assert picture.mean() > 0.6 and picture.max() < 0.999
+
+
 def test_every_activation_of_kitovs_table():
     net, x = nets.NETS["johnson"], jax.ShapeDtypeStruct((1, 256, 256, 3), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)

@@ -1,6 +1,8 @@
 """Files of trained nets, and the commands that make and use them, at tiny size."""
 
 import importlib.util
+import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,8 +11,10 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
-from nstjax import images, nets, styles, terminal
+import nstjax
+from nstjax import images, nets, styles, terminal, weights
 from nstjax.errors import InputError
 from nstjax.nets import TransformNet
 
@@ -71,6 +75,49 @@ def test_bad_files_are_refused_in_one_line(tiny, tmp_path, make):
     make(tmp_path / "bad.safetensors", tiny)
     with pytest.raises(InputError, match=r"^[^\n]*bad\.safetensors[^\n]*$"):
         styles.load(tmp_path / "bad.safetensors")
+
+
+STYLES = weights.bundled_folder() / "styles"
+BUNDLED = sorted(path.stem for path in STYLES.glob("*.safetensors"))
+
+
+def test_the_styles_that_ship_are_small_and_tell_how_they_were_made():
+    manifest = json.loads((STYLES / "manifest.json").read_text())
+    assert sorted(manifest) == [f"{name}.safetensors" for name in BUNDLED]
+    assert {"starry_night", "great_wave", "composition_vii", "the_scream"} <= set(BUNDLED)
+    for name, entry in manifest.items():
+        assert (STYLES / name).stat().st_size == entry["bytes"] < 7e6
+        assert entry["seconds"] > 0 and entry["hardware"] and entry["painting"] and entry["photographs"]
+        _, _, about = styles.load(name.removesuffix(".safetensors"))
+        assert about["net"] == entry["net"] and about["steps"] == entry["steps"]
+        for flag in (f"--steps {about['steps']}", f"--style {about['style']}", f"--crop {about['crop']}"):
+            assert flag in entry["command"]
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_style_that_ships_paints(name):
+    """Something else than the photograph, its main shapes still there, without regions of plain white or black."""
+    net, variables, _ = styles.load(name)
+    photo = images.load(Path(nstjax.__file__).parent / "pictures" / "astronaut.jpg", size=96)
+    picture = np.asarray(jax.jit(net.apply)(variables, photo[None])[0])
+    assert np.abs(picture - photo).mean() > 0.05
+    assert ((picture > 0.002) & (picture < 0.998)).mean() > 0.95
+    light, painted = (gaussian_filter(each.mean(-1), 2).ravel() for each in (photo, picture))
+    assert np.corrcoef(light, painted)[0, 1] > 0.3
+
+
+def test_a_style_that_was_changed_is_refused(monkeypatch, tmp_path):
+    (tmp_path / "styles").mkdir()
+    name = f"{BUNDLED[0]}.safetensors"
+    for file in (name, "manifest.json"):
+        shutil.copy(STYLES / file, tmp_path / "styles")
+    for module in (weights, styles):
+        monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path)
+    styles.load(BUNDLED[0])
+    with open(tmp_path / "styles" / name, "ab") as file:
+        file.write(b"more")
+    with pytest.raises(InputError, match=r"^[^\n]*checksum[^\n]*$"):
+        styles.load(BUNDLED[0])
 
 
 def test_unknown_styles_are_refused():

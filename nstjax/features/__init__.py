@@ -47,8 +47,8 @@ def prepare(tree, *, winograd=None):
 
     def form(name, layer):
         # Block 1 is bound by memory, not arithmetic: Winograd's transforms would cost more than they save.
-        fast = winograd and not name.startswith("conv1_")
-        return (convolve.winograd if fast else convolve.plain)(layer["kernel"], layer["bias"])
+        fast = convolve.direct if name.startswith("conv1_") else convolve.winograd
+        return (fast if winograd else convolve.plain)(layer["kernel"], layer["bias"])
 
     convs = {name: form(name, layer) for name, layer in tree.items() if name != "mean"}
     return jax.device_put({"mean": tree["mean"]} | convs)
