@@ -34,7 +34,7 @@ def pictures(n, seed=0, size=16):
 def setting(norm=layers.InstanceNorm, transformation=None):
     """(state, step factory, data) of a tiny net and a narrow VGG."""
     net = TransformNet(width=4, blocks=1, norm=norm)
-    transformation = transformation or optax.sgd(1.0)
+    transformation = transformation or optax.sgd(10.0)
 
     def forward(params, stats, batch, key):
         out, new = net.apply({"params": params, "batch_stats": stats}, batch, train=True, mutable=["batch_stats"])
