@@ -69,19 +69,32 @@ def main():
         compiled, _ = evaluation(params, 512, devices=devices)
         curves["devices at 512 px"].append((devices, compiled.memory_analysis().temp_size_in_bytes / 1e6))
 
+    for name, points in curves.items():
+        for x, y in points:
+            print(f"| {name} | {x} | {y:.4g} {unit(name).split()[0]} |")
+    files.write(args.output, plot(curves))
+
+
+def unit(name):
+    return "MB of temporary memory, each device" if name.startswith("devices") else "seconds"
+
+
+def plot(curves):
+    """The curves {name: [(x, y)]} as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, 3), curves.items(), strict=True):
         axes.plot(*zip(*points, strict=True), "o-")
-        what = "MB of temporary memory, each device" if name.startswith("devices") else "seconds"
-        axes.set(xscale="log", yscale="log", xlabel=name, ylabel=what, title=f"One evaluation, by {name}")
+        axes.set(xlabel=name, ylabel=unit(name), title=f"One evaluation, by {name}")
+        if name == "pixels":
+            axes.set(xscale="log", yscale="log")
+        else:
+            axes.set(xticks=[x for x, _ in points], ylim=(0, None))
         axes.grid(alpha=0.3, which="both")
-        for x, y in points:
-            print(f"| {name} | {x} | {y:.4g} {what.split()[0]} |")
     drawn = io.BytesIO()
     figure.savefig(drawn, dpi=110)
-    files.write(args.output, drawn.getvalue())
+    return drawn.getvalue()
 
 
 if __name__ == "__main__":
