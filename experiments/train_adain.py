@@ -40,7 +40,8 @@ def main(
         style_weight: of the style loss.
         flags: those of every training command.
     """
-    about = training.start(flags, net="adain", content_weight=content_weight, style_weight=style_weight)
+    own = {"content_weight": content_weight, "style_weight": style_weight}
+    about = training.start(flags, styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
     photographs = training.photographs(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
