@@ -30,7 +30,6 @@ def main(
     content_weight: float = 1.0,
     style_weight: float = 10.0,
     final_rate: float = 1.0,
-    reconstruct: bool = False,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
 ) -> None:
     """Train AdaIN's decoder.
@@ -42,16 +41,9 @@ def main(
         style_weight: of the style loss.
         final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
             Huang's own decay comes on top.
-        reconstruct: learn to paint photographs as they are, for another training to start from by --init, which then
-            needs fewer steps.
         flags: those of every training command.
     """
-    own = {
-        "content_weight": content_weight,
-        "style_weight": style_weight,
-        "final_rate": final_rate,
-        "reconstruct": reconstruct,
-    }
+    own = {"content_weight": content_weight, "style_weight": style_weight, "final_rate": final_rate}
     about = training.start(flags, styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
     photographs = training.photographs(photos, flags.crop)
@@ -80,7 +72,7 @@ def main(
         flags,
         net="adain",
         inputs=(jax.jit(adain.encode)(params, photographs),),
-        loss=adain.reconstruction(decoder) if reconstruct else adain.loss(decoder),
+        loss=adain.loss(decoder),
         transformation=optax.adam(lambda step: decay(step) / (1 + 5e-5 * step)),
         stream=partial(_pairs, photos, paintings, flags=flags),
         targets=targets,
