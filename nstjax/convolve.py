@@ -40,7 +40,7 @@ def winograd(kernel, bias):
     arguments of jit they cost no compile time.
     """
     both = direct(kernel, bias)
-    return both | {name: _transform_kernel(both[name]) for name in ("forward", "backward")}
+    return both | {name: transform_kernel(np.asarray(both[name], np.float32)) for name in ("forward", "backward")}
 
 
 def direct(kernel, bias):
@@ -65,10 +65,9 @@ def _convolved(x, kernel):
     return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=dims)[0]
 
 
-def _transform_kernel(kernel):
-    """[3, 3, in, out] -> [36, in, out]."""
+def transform_kernel(kernel):
+    """A kernel [3, 3, in, out] as Winograd's products take it, [36, in, out]."""
     both = np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).astype(np.float32)
-    kernel = np.ascontiguousarray(kernel, np.float32)
     return (both @ kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
 
 

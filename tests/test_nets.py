@@ -132,12 +132,21 @@ def test_depthwise_separable_is_one_kernel_a_channel_then_a_matrix():
 
 # --- fast forms
 
+sides = st.sampled_from([3, 9])
+
 
 @settings(deadline=None, max_examples=4)
-@given(h=st.integers(9, 24), w=st.integers(9, 24), block=st.sampled_from([2, 4]), k=st.sampled_from([3, 9]))
+@given(h=st.integers(9, 24), w=st.integers(9, 24), block=st.sampled_from([(2, 2), (1, 8), (3, 2)]), k=sides)
 def test_blocked_convolution_equals_the_plain_one(h, w, block, k):
     x, kernel = normal(1, h, w, 3), normal(k, k, 3, 5, seed=1)
     np.testing.assert_allclose(layers.blocked_conv(x, kernel, block=block), conv_oracle(x, kernel), atol=1e-4)
+
+
+@settings(deadline=None, max_examples=4)
+@given(h=st.integers(9, 24), w=st.integers(9, 24), k=sides)
+def test_rowwise_convolution_equals_the_plain_one(h, w, k):
+    x, kernel = normal(1, h, w, 5), normal(k, k, 5, 3, seed=1)
+    np.testing.assert_allclose(layers.rowwise_conv(x, kernel), conv_oracle(x, kernel), atol=1e-4)
 
 
 def test_winograd_convolution_has_the_gradients_of_the_plain_one():

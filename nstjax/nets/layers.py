@@ -5,6 +5,7 @@ core they take from two thirds (`winograd_conv`) to an eighth (`upsampled_conv`)
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -146,16 +147,17 @@ def fast_conv(x, kernel, *, stride=1):
     k, _, c, out = kernel.shape
     if stride == 1 and k == 3 and min(c, out) >= 64:
         return winograd_conv(x, kernel)
-    if stride == 1 and k > 3 and min(c, out) <= 4:
-        return blocked_conv(x, kernel, block=2 if c < out else 4)
+    if stride == 1 and k > 3 and c <= 4:
+        return blocked_conv(x, kernel, block=(2, 2))
+    if stride == 1 and k > 3 and out <= 4:
+        return rowwise_conv(x, kernel)
     return conv(x, kernel, stride=stride)
 
 
 @jax.custom_vjp
 def winograd_conv(x, kernel):
     """`conv` with a 3x3 kernel by Winograd's algorithm (`nstjax.convolve`); the gradients are the plain form's."""
-    g = convolve.KERNEL_TRANSFORM.astype(np.float32)
-    u = jnp.einsum("ai,bj,ijco->abco", g, g, kernel, optimize=True).reshape(36, *kernel.shape[2:])
+    u = convolve.transform_kernel(kernel)
     params = {"forward": u, "backward": u, "bias": jnp.zeros(())}
     return jax.vmap(lambda x: convolve.conv(x, params)[1:-1, 1:-1])(x)
 
@@ -167,36 +169,50 @@ winograd_conv.defvjp(
 
 
 def blocked_conv(x, kernel, *, block):
-    """`conv` in which block x block pixels are one pixel with block^2 times the channels.
+    """`conv` in which a block of pixels, (rows, columns), is one pixel with as many times the channels.
 
-    For kernels of three channels, which leave most of a processor's vectors empty: 9x9x3x32 becomes 5x5x12x128 for
-    block 2, 3x3x48x512 for block 4.
+    For few channels, which leave most of a processor's vectors empty: 9x9x3x32 becomes 5x5x12x128 for blocks of 2x2.
     """
-    (_, h, w, c), (k, _, _, out) = x.shape, kernel.shape
-    taps = -(-(block - 1 + k) // block)
-    # 1 where the kernel's row i falls on row u of the blocks it reaches, for row r of the result's block.
-    u, r, i = np.ogrid[: taps * block, :block, :k]
-    place = (u == r + i).astype(np.float32)
-    kernel = jnp.einsum("uri,vsj,ijco->uvcrso", place, place, kernel, optimize=True)
-    kernel = _to_depth(kernel.reshape(1, taps * block, taps * block, -1), block)[0]
-    kernel = kernel.reshape(taps, taps, block**2 * c, block**2 * out)
-    rows, cols = -(-(h - k + 1) // block), -(-(w - k + 1) // block)
-    x = jnp.pad(x, ((0, 0), (0, (rows + taps - 1) * block - h), (0, (cols + taps - 1) * block - w), (0, 0)))
-    return _to_space(conv(_to_depth(x, block), kernel), block)[:, : h - k + 1, : w - k + 1]
+    (_, h, w, c), (*sides, _, out) = x.shape, kernel.shape
+    taps = [-(-(n - 1 + k) // n) for n, k in zip(block, sides, strict=True)]
+    places = [_places(n, t, k) for n, t, k in zip(block, taps, sides, strict=True)]
+    kernel = jnp.einsum("uri,vsj,ijco->uvcrso", *places, kernel, optimize=True)
+    kernel = _to_depth(kernel.reshape(1, taps[0] * block[0], taps[1] * block[1], -1), block)[0]
+    kernel = kernel.reshape(*taps, math.prod(block) * c, math.prod(block) * out)
+    h, w = h - sides[0] + 1, w - sides[1] + 1
+    rows, cols = (-(-n // each) + t - 1 for n, each, t in zip((h, w), block, taps, strict=True))
+    x = jnp.pad(x, ((0, 0), (0, rows * block[0] - x.shape[1]), (0, cols * block[1] - x.shape[2]), (0, 0)))
+    return _to_space(conv(_to_depth(x, block), kernel), block)[:, :h, :w]
+
+
+def _places(block, taps, kernel):
+    """1 where a kernel's row i falls on row u of the blocks it reaches, for row r of the result's block: [u, r, i]."""
+    u, r, i = np.ogrid[: taps * block, :block, :kernel]
+    return (u == r + i).astype(np.float32)
+
+
+def rowwise_conv(x, kernel):
+    """`conv` to few channels: each of the kernel's rows gives channels of its own, in blocks, which are then added."""
+    k, _, c, out = kernel.shape
+    rows = blocked_conv(x, kernel.transpose(1, 2, 0, 3).reshape(1, k, c, k * out), block=(1, 8))
+    h = x.shape[1] - k + 1
+    return functools.reduce(jnp.add, [rows[:, i : i + h, :, i * out : (i + 1) * out] for i in range(k)])
 
 
 def _to_depth(x, block):
-    """[N, H, W, C] -> [N, H/block, W/block, block^2 C]."""
+    """[N, H, W, C] -> [N, H/rows, W/columns, rows columns C] for blocks of (rows, columns)."""
     n, h, w, c = x.shape
-    x = jnp.swapaxes(x.reshape(n, h // block, block, w // block, block, c), 2, 3)
-    return x.reshape(n, h // block, w // block, block**2 * c)
+    i, j = block
+    x = jnp.swapaxes(x.reshape(n, h // i, i, w // j, j, c), 2, 3)
+    return x.reshape(n, h // i, w // j, i * j * c)
 
 
 def _to_space(x, block):
-    """[N, H, W, block^2 C] -> [N, block H, block W, C]."""
+    """[N, H, W, rows columns C] -> [N, rows H, columns W, C] for blocks of (rows, columns)."""
     n, h, w, c = x.shape
-    x = jnp.swapaxes(x.reshape(n, h, w, block, block, -1), 2, 3)
-    return x.reshape(n, h * block, w * block, c // block**2)
+    i, j = block
+    x = jnp.swapaxes(x.reshape(n, h, w, i, j, -1), 2, 3)
+    return x.reshape(n, h * i, w * j, c // (i * j))
 
 
 # Resizing and a 3x3 convolution are together a 3x3 convolution of the small picture, with a kernel for each of four
@@ -214,7 +230,7 @@ def upsampled_conv(x, kernel, *, upsample):
     c, out = x.shape[3], kernel.shape[3]
     parts = zip(TAPS[upsample], jnp.split(kernel, len(TAPS[upsample]), axis=2), strict=True)
     small = jnp.stack([jnp.einsum("pai,qbj,ijco->abcpqo", t, t, part, optimize=True) for t, part in parts]).sum(0)
-    return _to_space(fast_conv(edge(x, 1), small.reshape(3, 3, c, 4 * out)), 2)
+    return _to_space(fast_conv(edge(x, 1), small.reshape(3, 3, c, 4 * out)), (2, 2))
 
 
 def sliced_depthwise(x, kernel):
