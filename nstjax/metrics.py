@@ -41,7 +41,7 @@ def ssim(a, b, *, sigma=1.5, k1=0.01, k2=0.03):
         raise ValueError(f"pictures of one shape, of 11x11 pixels or more, are needed, not {a.shape} and {b.shape}")
     origin = a.mean((0, 1))  # variances are of differences from it, which rounding spares
     x, y = a - origin, b - origin
-    mean_x, mean_y, xx, yy, xy = (_blur(z, sigma) for z in (x, y, x * x, y * y, x * y))
+    mean_x, mean_y, xx, yy, xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]), sigma)
     variances, covariance = xx - mean_x**2 + yy - mean_y**2, xy - mean_x * mean_y
     mean_x, mean_y = mean_x + origin, mean_y + origin
     light = (2 * mean_x * mean_y + k1**2) / (mean_x**2 + mean_y**2 + k1**2)
@@ -49,10 +49,10 @@ def ssim(a, b, *, sigma=1.5, k1=0.01, k2=0.03):
 
 
 def _blur(x, sigma):
-    """Mean [H - 10, W - 10, ...] of x under a Gaussian of 11 x 11 pixels."""
+    """Mean [N, H - 10, W - 10, ...] of x [N, H, W, ...] under a Gaussian of 11 x 11 pixels."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / sigma) ** 2)
     window = (window / window.sum()).astype(np.float32)
-    for axis in (0, 1):
+    for axis in (1, 2):
         x = sum(w * jax.lax.slice_in_dim(x, i, x.shape[axis] - 10 + i, axis=axis) for i, w in enumerate(window))
     return x
 
