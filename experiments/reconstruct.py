@@ -53,7 +53,7 @@ def main(
         flags: those of every study.
     """
     studies.start(flags, step=step)
-    layers = layers or (QUICK if flags.quick else LAYERS)
+    layers = tuple(dict.fromkeys(layers or (QUICK if flags.quick else LAYERS)))
     for name in layers:
         if name not in KNOWN:
             raise InputError(f"--layers: no layer {name!r} in vgg19; it has {', '.join(KNOWN)}")
@@ -72,23 +72,25 @@ def main(
         data = jax.jit(targets)(params, photograph, [painting], weights=terms, content_layers=every, style_layers=every)
         should = {"content_layers": data["content"], "style_layers": data["styles"][0]["targets"]}
         shares = {name: (name in chosen) / len(chosen) for name in among}
-        weights = {
+        scales = {
             term: {name: shares[name] / jnp.maximum((x**2).mean(), 1e-30) for name, x in target.items()}
             for term, target in should.items()
         }
-        return noise, data | weights
+        return noise, data | scales
 
     about = {"size": size, "seed": flags.seed, "content": studies.source(content), "style": studies.source(style)}
     about["weights"] = studies.source(weights)
 
     def run_of(method, of, chosen, among):
         what = f"style up to {chosen[-1]}" if len(chosen) > 1 else f"{of} of {chosen[0]}"
-        own = {"method": method, "of": of, "layers": chosen} | ({"step": step} if method == GD else {})
+        own = {"method": method, "step": steps_of[method], "of": of, "layers": chosen}
         return studies.Run(f"{what}, {method}", own | about, partial(prepare, of, chosen, among))
 
+    # Of Gram matrices' loss, whole steps of L-BFGS from noise overshoot again and again.
+    steps_of = {GD: step, LBFGS: 0.5}
     makers = {
-        GD: solvers.gradient(objective, optax.chain(solvers.by_first_gradient(), optax.sgd(step))),
-        LBFGS: solvers.lbfgs(objective),
+        GD: solvers.gradient(objective, optax.chain(solvers.by_first_gradient(), optax.sgd(steps_of[GD]))),
+        LBFGS: solvers.lbfgs(objective, learning_rate=steps_of[LBFGS]),
     }
     # The pictures of a block's layers differ in numbers alone, the weights of its layers among them.
     blocks = [tuple(name for name in layers if name[4] == number) for number in "12345"]
@@ -173,10 +175,13 @@ def report(flags, results, originals, noise, layers):
         for method in (GD, LBFGS)
     ]
     cells += [
-        [(None, method), *((r.picture(), r.name.split(",")[0]) for r in many[method])]
-        for method in many
-        if many[method]
+        [(originals["style"], f"style, {method}"), *((r.picture(), r.name.split(",")[0]) for r in some)]
+        for method, some in many.items()
+        if some
     ]
+    cell = max(144, *noise.shape[:2])
+    larger = cell // max(noise.shape[:2])
+    cells = [[(picture.repeat(larger, 0).repeat(larger, 1), label) for picture, label in row] for row in cells]
     studies.write(
         flags,
         results,
@@ -185,7 +190,7 @@ def report(flags, results, originals, noise, layers):
         "know of them: the tables of Augustins 2017 and the figure of Gatys 2015, by gradient descent and by L-BFGS.",
         says=says(single, many, originals["content"], noise, layers),
         blocks=blocks,
-        sheet=plots.contact_sheet(cells, cell=max(96, *noise.shape[:2])),
+        sheet=plots.contact_sheet(cells, cell=cell),
         table={
             "run": "Run",
             "loss": "Loss",
@@ -242,7 +247,7 @@ def says(single, many, photograph, noise, layers):
         grown = [name for name in layers if rest[GD][name] > 1]
         text.append(
             f"{of.capitalize()}: at the median layer, gradient descent leaves {middle[GD]} of the loss that the noise "
-            f"has and L-BFGS {middle[LBFGS]}. It leaves over {FAILED} times what L-BFGS leaves for "
+            f"has and L-BFGS {middle[LBFGS]}; it leaves over {FAILED} times as much as L-BFGS for "
             + (spans(failed, layers) if failed else "no layer")
             + (f", and ends with more than it began with for {spans(grown, layers)}." if grown else ".")
         )
@@ -291,7 +296,6 @@ def spans(names, layers):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
     terminal.cache_compilations()
     with terminal.refusals("reconstruct.py"):
         tyro.cli(main)

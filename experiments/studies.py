@@ -92,8 +92,9 @@ class Result(NamedTuple):
         return None if not first or last is None else last / first
 
     def line(self, name, against="evaluations") -> list[tuple]:
-        """[(evaluations or seconds, the loss or a term)] for `cards.curves`."""
-        return list(zip(self.curve[against], self.curve[name], strict=True))
+        """[(evaluations or seconds, the loss or a term)] for `cards.curves`, without steps that were taken back."""
+        columns = (self.curve[against], self.curve[name], self.curve["failures"])
+        return [(x, y) for x, y, failures in zip(*columns, strict=True) if not failures]
 
 
 def start(flags, **more) -> None:
@@ -134,21 +135,20 @@ def run(flags, programs: Sequence[Program], *, measure: Callable = lambda result
         for each in program.runs
         if (result := _stored(paths[each.name], _whole(each, program), program))
     }
-    todo = [(program, chunk) for program in programs for chunk in _chunks(program, results, flags)]
     total = sum(program.steps * len(program.runs) for program in programs)
     done = sum(program.steps for program in programs for each in program.runs if each.name in results)
     if results:
         print(f"{len(results)} of {len(runs)} runs are done already, in {flags.output}")
     bar = tqdm(total=total, initial=done, unit="evaluation", dynamic_ncols=True)
-    together = {id(program): solvers.batched(program.solver) for program in programs}
     with terminal.stop_signals() as stopped, bar:
-        for program, chunk in todo:
-            solver = together[id(program)] if len(chunk) > 1 else program.solver
-            for result in _optimise(solver, program, chunk, paths, measure, bar, stopped):
-                results[result.name] = result
-            if stopped():
-                break
-    if stopped():
+        for program in programs:
+            together = solvers.batched(program.solver)
+            for chunk in _chunks(program, results, flags):
+                if not stopped():
+                    solver = together if len(chunk) > 1 else program.solver
+                    done_now = _optimise(solver, program, chunk, paths, measure, bar, stopped)
+                    results |= {result.name: result for result in done_now}
+    if stopped() and len(results) < len(runs):
         kept = f"{len(results)} of {len(runs)} runs are done and kept in {flags.output}"
         print(f"stopped by {stopped()}: {kept}; the same command goes on from there", file=sys.stderr)
         sys.exit(EXITS[stopped()])
@@ -161,8 +161,8 @@ def _chunks(program, results, flags):
     if not missing:
         return []
     limit = flags.memory_limit * 1e9 if flags.memory_limit else 0.7 * memory.available()
-    shape = jax.eval_shape(lambda: missing[0].prepare()[0]).shape if len(missing) > 1 else (1, 1, 3)
-    most = max(1, min(int(limit / (5000 * math.prod(shape[:2]))), 4 if jax.default_backend() == "cpu" else 64))
+    pixels = math.prod(missing[0].prepare()[0].shape[:2]) if len(missing) > 1 else 1
+    most = max(1, min(int(limit / (5000 * pixels)), 4 if jax.default_backend() == "cpu" else 64))
     each = math.ceil(len(missing) / math.ceil(len(missing) / most))
     chunks = [missing[i : i + each] for i in range(0, len(missing), each)]
     # The last is filled up, so that all have one shape and are compiled once.
@@ -172,72 +172,69 @@ def _chunks(program, results, flags):
 def _optimise(solver, program, chunk, paths, measure, bar, stopped):
     """The results of a chunk's runs, stored; none if it was stopped before its end."""
     begun = time.perf_counter()
-    names = list(dict.fromkeys(each.name for each in chunk))
-    bar.set_description(f"{names[0]}{' ...' if names[1:] else ''}")
+    runs = list({each.name: each for each in chunk}.values())
+    bar.set_description(runs[0].name + (f" and {len(runs) - 1} more" if runs[1:] else ""))
     image, data = pyramid.stacked([each.prepare() for each in chunk])
-    alone = len(chunk) == 1
+    moments: dict[str, list[dict]] = {each.name: [] for each in runs}
     keep = {step for step in program.keep if step < program.steps}
-    moments: dict[str, list[dict]] = {name: [] for name in names}
     curve: list[dict] = []
     optimising = 0.0
 
-    def look(step, pictures):
-        """{name: (picture as it is saved, what it measures)}, kept under the step's name unless it is None."""
-        seen = {}
-        for each, picture in zip(chunk[: len(names)], pictures[None] if alone else pictures, strict=False):
-            picture = np.rint(np.clip(np.asarray(picture, np.float32), 0, 1) * 255) / np.float32(255)
-            seen[each.name] = picture, measure(each, picture)
-            if step is not None:
-                images.save(_moment(paths[each.name], step), picture)
-                moments[each.name].append({"step": step} | seen[each.name][1])
-        return seen
+    def each_picture(pictures):
+        """(run, its picture as it will be saved) of those that are not there to fill the chunk up."""
+        for each, picture in zip(runs, pictures if len(chunk) > 1 else [pictures], strict=False):
+            yield each, np.rint(np.clip(np.asarray(picture, np.float32), 0, 1) * 255) / np.float32(255)
+
+    def keep_moment(step, pictures):
+        for each, picture in each_picture(pictures):
+            images.save(_moment(paths[each.name], step), picture)
+            moments[each.name].append({"step": step} | measure(each, picture))
 
     if 0 in keep:
-        look(0, image)
-    pictures = image
-    clock = time.perf_counter()
+        keep_moment(0, image)
+    pictures, clock = image, time.perf_counter()
     try:
         for step, pictures, terms in solvers.run(solver, image, data, steps=program.steps):
-            now = time.perf_counter()
-            optimising += (now - clock) * (step > 1) / len(chunk)
+            optimising += (time.perf_counter() - clock) * (step > 1) / len(chunk)
             curve.append({"evaluations": step, "seconds": optimising} | terms)
-            bar.update(len(names))
-            if stopped():
+            bar.update(len(runs))
+            if stopped() and step < program.steps:
                 return []
             if step in keep:
-                look(step, pictures)
+                keep_moment(step, pictures)
             clock = time.perf_counter()
     except FloatingPointError as error:
-        bar.write(f"{', '.join(names)}: {error}; the last good picture counts")
-        bar.update((program.steps - len(curve)) * len(names))
-    ended = look(None, pictures)
-    seconds = (time.perf_counter() - begun) / len(names)
-    results = []
-    for i, each in enumerate(chunk[: len(names)]):
-        of_run = {
-            name: [row[name] if alone or name in ("evaluations", "seconds") else row[name][i] for row in curve]
-            for name in curve[0]
-        }
-        picture, measured = ended[each.name]
-        path = paths[each.name]
-        last = {name: values[-1] for name, values in of_run.items() if name not in ("seconds", "failures")}
+        bar.write(f"{runs[0].name}: {error}; the last good picture counts")
+        bar.update((program.steps - len(curve)) * len(runs))
+    results, seconds = [], (time.perf_counter() - begun) / len(runs)
+    for i, (each, picture) in enumerate(each_picture(pictures)):
+        images.save(paths[each.name], picture)
+        own = {name: [np.ravel(row[name])[i % np.size(row[name])].item() for row in curve] for name in curve[0]}
         result = Result(
-            each.name,
-            _whole(each, program),
-            _finite(last | measured),
-            _finite(moments[each.name]),
-            _finite(of_run),
-            seconds,
-            _peak_memory(),
-            _machine(),
-            path,
+            name=each.name,
+            configuration=_whole(each, program),
+            figures=_finite(_last(own) | measure(each, picture)),
+            moments=_finite(moments[each.name]),
+            curve=_finite(own),
+            seconds=seconds,
+            peak_memory=_peak_memory(),
+            machine=_machine(),
+            path=paths[each.name],
         )
-        images.save(path, picture)
         stored = {name: value for name, value in result._asdict().items() if name != "path"}
         # Written last: where it is, the pictures are.
-        files.write(path.with_suffix(".json"), json.dumps(stored, indent=1).encode())
+        files.write(result.path.with_suffix(".json"), json.dumps(stored, indent=1).encode())
         results.append(result)
     return results
+
+
+def _last(curve):
+    """The last loss and terms. A failed evaluation is of a step that was taken back, and does not count."""
+    good = [row for row, failures in enumerate(curve["failures"]) if not failures]
+    terms = {name: values for name, values in curve.items() if name not in ("seconds", "failures")}
+    return {name: values[good[-1]] if good else None for name, values in terms.items()} | {
+        "evaluations": len(curve["evaluations"])
+    }
 
 
 def _whole(each, program):
@@ -271,7 +268,7 @@ def _finite(tree):
     """Numbers that JSON cannot hold become None."""
     if isinstance(tree, dict | list):
         return {k: _finite(v) for k, v in tree.items()} if isinstance(tree, dict) else [_finite(v) for v in tree]
-    if isinstance(tree, int | str | None):
+    if tree is None or isinstance(tree, int | str):
         return tree
     return float(tree) if math.isfinite(tree) else None
 

@@ -70,7 +70,7 @@ def pictures(rows, *, caption, longest=512) -> Html:
 
     Who cannot see a picture is told the row's name, the label and the note.
     """
-    widest = max(len(row) for _, row in rows)
+    widest = max(4, *(len(row) for _, row in rows))
 
     def item(name, picture):
         data, (w, h) = _jpeg(picture.image, longest)
@@ -133,7 +133,7 @@ def curves(series, *, x, y, caption, log="", ticks=None, marks=()) -> Html:
     points = [point for line in series.values() for point in line]
     if not points:
         return _figure("There are no finite numbers to draw.", caption)
-    wide, high, left, top, right, bottom = 400, 250, 46, 10, 10, 44
+    wide, high, left, top, right, bottom = 400, 250, 46, 10, 20, 44
     to_x, x_values = _axis([p[0] for p in points], (left, wide - right), "x" in log, steps=5)
     to_y, y_values = _axis([p[1] for p in points], (high - bottom, top), "y" in log, steps=4)
     x_ticks = {value: number(value) for value in x_values} if ticks is None else ticks

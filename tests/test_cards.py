@@ -121,7 +121,7 @@ def test_drawings_are_well_formed_and_leave_out_what_is_not_finite():
     drawing = ElementTree.fromstring(re.search(r"<svg.*?</svg>", block, re.S)[0])
     line = next(path.attrib["d"] for path in drawing.iter("path") if path.attrib["class"] == "line")
     places = [tuple(map(float, place.split())) for place in line[1:].split("L")]
-    assert places == [(46, 10), (390, 206)]  # from the top left to the bottom right
+    assert places == [(46, 10), (380, 206)]  # from the top left to the bottom right
     labels = [text.text for text in drawing.iter("text")]
     assert {"1", "0.01", "10⁻⁴"} <= set(labels) and "x" in labels
 
@@ -141,7 +141,7 @@ def test_lines_stay_inside_the_drawing(points, log):
     line = re.search(r'class="line"[^>]* d="M([^"]*)"|d="M([^"]*)" class="line"', block)
     places = [tuple(map(float, place.split())) for place in (line[1] or line[2]).split("L")]
     assert len(places) == len(points)
-    assert all(46 <= x <= 390 and 10 <= y <= 206 for x, y in places)
+    assert all(46 <= x <= 380 and 10 <= y <= 206 for x, y in places)
 
 
 def test_tables_show_what_is_missing_and_what_is_best():
