@@ -143,7 +143,7 @@ def report(flags, results, originals, noise, layers):
 
     def by_layer(of, value, y, log=""):
         lines = {m: [(i, value(single[of, name, m])) for i, name in enumerate(layers)] for m in (GD, LBFGS)}
-        caption = f"{of.capitalize()} from each layer after all evaluations."
+        caption = f"{of.capitalize()} of each layer, after all evaluations."
         return cards.curves(lines, x="layer", y=y, log=log, ticks=dict(enumerate(layers)), caption=caption)
 
     def descent(of, name):
@@ -158,8 +158,8 @@ def report(flags, results, originals, noise, layers):
             "Layer by layer",
             cards.beside(
                 by_layer("content", lambda r: r.figures["ssim"], "SSIM to the photograph"),
-                by_layer("content", lambda r: r.left, "what is left of the loss", "y"),
-                by_layer("style", lambda r: r.left, "what is left of the loss", "y"),
+                by_layer("content", lambda r: r.left, "part of the content’s loss that is left", "y"),
+                by_layer("style", lambda r: r.left, "part of the style’s loss that is left", "y"),
             ),
         ),
         cards.section(

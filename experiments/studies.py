@@ -1,8 +1,10 @@
 """What the studies have in common: their flags, the grid of runs that is optimised, kept and gone on with, the card.
 
-A study names its `Run`s, groups those that one compiled program can optimise together into `Program`s, gives these to
-`run`, and `write`s a card of the `Result`s that come back. Every finished run lies in the study's folder, and is
-skipped the next time if its configuration is still the same.
+    runs = [Run(f"seed {seed}", {"seed": seed, "content": source(path)}, partial(prepare, seed)) for seed in range(4)]
+    results = run(flags, [Program(solvers.lbfgs(objective), 200, runs, keep=(20, 100))], measure=measure)
+    write(flags, results, title=..., lead=..., says=[...], blocks=[cards.pictures(...)], sheet=..., table={...})
+
+Every finished run lies in the study's folder, and is skipped the next time if its configuration is still the same.
 """
 
 import csv

@@ -135,7 +135,7 @@ def curves(series, *, x, y, caption, log="", ticks=None, marks=()) -> Html:
         return _figure("There are no finite numbers to draw.", caption)
     wide, high, left, top, right, bottom = 400, 250, 46, 10, 20, 44
     to_x, x_values = _axis([p[0] for p in points], (left, wide - right), "x" in log, steps=5)
-    to_y, y_values = _axis([p[1] for p in points], (high - bottom, top), "y" in log, steps=4)
+    to_y, y_values = _axis([p[1] for p in points], (high - bottom, top), "y" in log, steps=5, whole=True)
     x_ticks = {value: number(value) for value in x_values} if ticks is None else ticks
     base, slanted = high - bottom, len(x_ticks) > 6
     parts = []
@@ -255,11 +255,11 @@ def _drawable(points, log):
     return [point for point in points if shown(point)]
 
 
-def _axis(values, ends, log, *, steps):
-    """(value -> position between two ends, values to label)."""
+def _axis(values, ends, log, *, steps, whole=False):
+    """(value -> position between two ends, values to label); whole: a linear axis begins and ends with a label."""
     scale = math.log10 if log else float
     low, high = scale(min(values)), scale(max(values))
-    if high - low < 1e-9:
+    if high - low <= 1e-9 * max(1, abs(high)):
         low, high = low - 0.5, high + 0.5
     if log and high - low >= 1:
         stride = math.ceil((high - low) / steps)
@@ -269,8 +269,12 @@ def _axis(values, ends, log, *, steps):
         raw = (last - first) / steps
         unit = 10 ** math.floor(math.log10(raw))
         stride = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw * 0.999)
-        shown = [stride * i for i in range(math.ceil(first / stride - 1e-9), math.floor(last / stride + 1e-9) + 1)]
-        shown = [value for value in shown if not log or value > 0]
+        outside = whole and not log
+        begin, finish = (math.floor, math.ceil) if outside else (math.ceil, math.floor)
+        slack = 1e-9 if outside else -1e-9
+        shown = [stride * i for i in range(begin(first / stride + slack), finish(last / stride - slack) + 1)]
+        if outside:
+            low, high = shown[0], shown[-1]
     start, end = ends
     return (lambda value: start + (scale(value) - low) / (high - low) * (end - start)), shown
 

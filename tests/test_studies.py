@@ -76,6 +76,7 @@ def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
         # Measured on what is saved.
         assert result.figures["mse"] == float(metrics.mse(result.picture(), TARGETS[result.name]))
         assert result.line("near")[2] == (3, result.curve["near"][2])
+        assert result.line("loss", "seconds")[5] == (result.curve["seconds"][5], result.figures["loss"])
         assert result.seconds > 0 and result.peak_memory > 1e6
 
 
@@ -144,6 +145,13 @@ def test_a_run_that_diverges_is_a_result(flags):
     assert result.figures["loss"] is None and result.left is None
     assert json.loads(result.path.with_suffix(".json").read_text())["curve"]["loss"] == [None] * 9
     np.testing.assert_allclose(result.picture(), 0.5, atol=1 / 255)
+
+
+def test_a_step_that_was_taken_back_does_not_count():
+    curve = {"evaluations": [1, 2, 3], "seconds": [0.0, 1.0, 2.0], "loss": [3.0, 2.0, 9.0], "failures": [0, 0, 1]}
+    assert studies._last(curve) == {"loss": 2.0, "evaluations": 3}
+    taken = studies.Result("", {}, {"loss": 2.0}, [], curve, 1.0, 1.0, {}, Path("x.png"))
+    assert taken.line("loss") == [(1, 3.0), (2, 2.0)] and taken.left == pytest.approx(2 / 3)
 
 
 def test_names_may_be_anything_but_the_same(flags):
