@@ -7,6 +7,7 @@ The tables of Augustins 2017 and the figure of Gatys 2015 (arXiv 1508.06576, fig
 gradient descent, and by L-BFGS. The first takes about an hour on two CPU cores; stopped, it goes on where it was.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,11 @@ def measured(original, picture):
     return {"mse": float(metrics.mse(original, picture)), "ssim": float(metrics.ssim(original, picture))}
 
 
+def left(result):
+    """The part of the noise's loss that is left; of a run that diverged, all and more."""
+    return math.inf if result.left is None else result.left
+
+
 def report(flags, results, originals, noise, layers):
     """Write the card: what the figures say, pictures, curves."""
     single = {key(r): r for r in results if len(r.configuration["layers"]) == 1}
@@ -223,7 +229,7 @@ def note(result):
     """The figure that goes with a picture."""
     if result.configuration["of"] == "content":
         return f"SSIM {result.figures['ssim']:.2f}"
-    return f"left {percent(result.left)}"
+    return f"left {percent(left(result))}"
 
 
 def says(single, many, photograph, noise, layers):
@@ -241,7 +247,7 @@ def says(single, many, photograph, noise, layers):
         + f"Gradient descent, with as many evaluations, ends at {ssim[GD][0]:.2f} and {ssim[GD][-1]:.2f}."
     ]
     for of in ("content", "style"):
-        rest = {m: {name: r.left for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
+        rest = {m: {name: left(r) for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
         middle = {m: percent(np.median(list(rest[m].values()))) for m in (GD, LBFGS)}
         failed = [name for name in layers if rest[GD][name] > FAILED * rest[LBFGS][name]]
         grown = [name for name in layers if rest[GD][name] > 1]
@@ -252,7 +258,7 @@ def says(single, many, photograph, noise, layers):
             + (f", and ends with more than it began with for {spans(grown, layers)}." if grown else ".")
         )
     if deep := [name for name in layers if name[4] == "5"]:
-        remains = {which: percent(mean(some[name].left for name in deep)) for which, some in by_layer.items()}
+        remains = {which: percent(mean(left(some[name]) for name in deep)) for which, some in by_layer.items()}
         sentences = [
             f"Block 5: gradient descent leaves {remains['content', GD]} of the content’s loss and "
             f"{remains['style', GD]} of the style’s, L-BFGS {remains['content', LBFGS]} and {remains['style', LBFGS]}."
@@ -263,7 +269,7 @@ def says(single, many, photograph, noise, layers):
             sentences.append(f"By {method} the content is {nearer} to the photograph than noise is (SSIM {gain:+.3f}).")
         text.append(" ".join(sentences).replace("SSIM -", "SSIM \N{MINUS SIGN}"))
     if many[LBFGS]:
-        far, near = (percent(many[m][-1].left) for m in (GD, LBFGS))
+        far, near = (percent(left(many[m][-1])) for m in (GD, LBFGS))
         text.append(
             f"Of the style of {len(many[LBFGS]) + 1} layers together, gradient descent leaves {far} and L-BFGS {near}."
         )
@@ -276,7 +282,7 @@ def mean(values):
 
 def percent(share):
     """0.1234 -> 12 %, 0.001234 -> 0.12 %."""
-    return f"{float(f'{100 * share:.2g}'):,g}\u00a0%"
+    return f"{float(f'{100 * share:.2g}'):,g}\N{NO-BREAK SPACE}%".replace("inf", "\N{INFINITY}")
 
 
 def spans(names, layers):

@@ -121,11 +121,12 @@ def source(path) -> Any:
         raise files.refusal(path, f"cannot be read ({error.strerror}); check the name") from error
 
 
-def run(flags, programs: Sequence[Program], *, measure: Callable = lambda result_of, picture: {}) -> list[Result]:
+def run(flags, programs: Sequence[Program], *, measure: Callable = lambda run, picture: {}) -> list[Result]:
     """Optimise what is not done yet, and return all results in order.
 
-    measure(run, picture [H, W, 3], as it is saved) -> {figure: number}. Ctrl-C keeps the runs that are finished and
-    exits with 130 (SIGTERM: 143). Where every picture of a program has diverged, its last good pictures count.
+    measure(run, picture [H, W, 3], as it is saved) -> {figure: number}; figures are stored with the run, so that what
+    they depend on belongs into its configuration too. Ctrl-C keeps the runs that are finished and exits with 130
+    (SIGTERM: 143). Where all pictures that are optimised together diverge, the last good ones count.
     """
     runs = [each for program in programs for each in program.runs]
     paths = {each.name: flags.output / "runs" / f"{_slug(each.name)}.png" for each in runs}
@@ -135,7 +136,7 @@ def run(flags, programs: Sequence[Program], *, measure: Callable = lambda result
         each.name: result
         for program in programs
         for each in program.runs
-        if (result := _stored(paths[each.name], _whole(each, program), program))
+        if (result := _stored(paths[each.name], _whole(each, program)))
     }
     total = sum(program.steps * len(program.runs) for program in programs)
     done = sum(program.steps for program in programs for each in program.runs if each.name in results)
@@ -145,11 +146,12 @@ def run(flags, programs: Sequence[Program], *, measure: Callable = lambda result
     with terminal.stop_signals() as stopped, bar:
         for program in programs:
             together = solvers.batched(program.solver)
-            for chunk in _chunks(program, results, flags):
-                if not stopped():
-                    solver = together if len(chunk) > 1 else program.solver
-                    done_now = _optimise(solver, program, chunk, paths, measure, bar, stopped)
-                    results |= {result.name: result for result in done_now}
+            for chunk in [] if stopped() else _chunks(program, results, flags):
+                if stopped():
+                    break
+                solver = together if len(chunk) > 1 else program.solver
+                now = _optimise(solver, program, chunk, paths, measure, bar, stopped)
+                results |= {result.name: result for result in now}
     if stopped() and len(results) < len(runs):
         kept = f"{len(results)} of {len(runs)} runs are done and kept in {flags.output}"
         print(f"stopped by {stopped()}: {kept}; the same command goes on from there", file=sys.stderr)
@@ -244,7 +246,7 @@ def _whole(each, program):
     return json.loads(json.dumps(each.configuration | {"steps": program.steps, "keep": sorted(program.keep)}))
 
 
-def _stored(path, configuration, program):
+def _stored(path, configuration):
     """The run's result if it is there, whole, and of this configuration."""
     try:
         result = Result(**json.loads(path.with_suffix(".json").read_text()), path=path)

@@ -303,7 +303,7 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
 
 
 def result(of, layer, method, *, left, ssim):
-    figures = {"loss": 2.0 * left, "ssim": ssim, "mse": 0.1}
+    figures = {"loss": None if np.isnan(left) else 2.0 * left, "ssim": ssim, "mse": 0.1}
     configuration = {"of": of, "layers": [layer], "method": method}
     return studies.Result(
         layer, configuration, figures, [], {"loss": [2.0], "failures": [0]}, 1.0, 1.0, {}, Path("x.png")
@@ -349,6 +349,15 @@ def test_what_the_card_says_follows_the_numbers(left, ssim, told):
     for part in told:
         assert part in text
     assert ("half or more" in text) == (ssim[1] >= 0.5)
+
+
+def test_shares_in_words():
+    assert [reconstruct.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf)] == [
+        "12\N{NO-BREAK SPACE}%",
+        "0.12\N{NO-BREAK SPACE}%",
+        "660\N{NO-BREAK SPACE}%",
+        "\N{INFINITY}\N{NO-BREAK SPACE}%",
+    ]
 
 
 def test_names_in_words():
