@@ -70,7 +70,7 @@ def pictures(rows, *, caption, longest=512) -> Html:
 
     Who cannot see a picture is told the row's name, the label and the note.
     """
-    widest = max(4, *(len(row) for _, row in rows))
+    widest = max(len(row) for _, row in rows)
 
     def item(name, picture):
         data, (w, h) = _jpeg(picture.image, longest)
@@ -85,7 +85,7 @@ def pictures(rows, *, caption, longest=512) -> Html:
         )
         for name, row in rows
     ]
-    return _figure(_tag("div", *lines, class_="pictures", style=f"--n: {widest}"), caption)
+    return _figure(_tag("div", *lines, class_="pictures", style=f"--n: {max(4, widest)}; --few: {widest}"), caption)
 
 
 def table(rows, *, caption, columns=None, best=None) -> Html:
