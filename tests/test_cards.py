@@ -1,0 +1,271 @@
+"""Cards: what they show, that they need nothing else and trust no text, and how they behave in a real browser."""
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nstjax import cards
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+HOSTILE = (
+    "</p></script><script>window.hacked = true</script><img src=http://x.test/a onerror='window.hacked = 1'>&amp;\"'"
+)
+LONG = "Donaudampfschifffahrtsgesellschaftskapitänswitwenrentenauszahlungsstellenleiter" * 3
+ROWS = [
+    {"run": f"run {i}", "loss": loss, "seconds": seconds, "method": method}
+    for i, loss, seconds, method in [
+        (1, 2e-7, 10.0, "gd"),
+        (2, 3e-2, 9.0, "L-BFGS"),
+        (10, None, 100.0, "gd"),
+        (3, 1.5, -2.0, HOSTILE),
+        (4, math.nan, 11.5, LONG),
+    ]
+]
+
+
+def picture(seed=0, shape=(40, 60)):
+    return np.random.default_rng(seed).random((*shape, 3), np.float32)
+
+
+def example():
+    several = [cards.Picture(picture(i), f"relu{i}_1", "SSIM 0.50") for i in range(4)]
+    line = {"gd": [(i, 10.0**-i) for i in range(1, 9)], HOSTILE: [(i, 1.0 / i) for i in range(1, 50)]}
+    labels = {i: f"relu{i}_1" for i in range(1, 9)}
+    return cards.page(
+        "A study of " + HOSTILE,
+        cards.section("What it says", "A paragraph " + HOSTILE, LONG),
+        cards.pictures([("L-BFGS", several), (HOSTILE, several[:1])], caption=HOSTILE),
+        cards.beside(
+            cards.curves(line, x="evaluations", y="loss", log="y", caption="Falls.", marks=[(3, 1e-3, "the knee")]),
+            cards.curves({"gd": line["gd"]}, x="layer", y=LONG[:60], ticks=labels, caption="Slanted."),
+        ),
+        cards.section("All", cards.table(ROWS, caption=HOSTILE, best={"loss": min})),
+        cards.facts({"Command": "python " + LONG, "Seeds": HOSTILE}),
+        lead=HOSTILE,
+    )
+
+
+class Parsed(HTMLParser):
+    """Elements [(tag, attributes)] and the text of each tag."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.texts, self.open = [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open:
+            self.texts[self.open[-1]] = self.texts.get(self.open[-1], "") + data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_a_card_needs_nothing_from_outside():
+    page = Parsed(example())
+    addresses = [
+        value for _, attributes in page.elements for name, value in attributes.items() if name in ("src", "href")
+    ]
+    assert len(addresses) == 5 and all(address.startswith("data:image/") for address in addresses)
+    assert not page.all("link") and not re.search(r"url\(|@import", page.texts["style"])
+
+
+def test_hostile_text_stays_text():
+    page = Parsed(example())
+    assert page.open == []
+    assert len(page.all("script")) == 1 and HOSTILE not in page.texts["script"]
+    assert not [name for _, attributes in page.elements for name in attributes if name.startswith("on")]
+    assert page.texts["title"] == "A study of " + HOSTILE
+    assert page.texts["figcaption"].count(HOSTILE) == 2
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.characters(exclude_characters="\r\0", exclude_categories=["Cs"])))
+def test_any_text_comes_back_as_it_was(text):
+    page = Parsed(cards.page(text, cards.table([{"run": text, "n": 1}], caption=text), cards.facts({text: text})))
+    assert page.texts.get("title", "") == text
+    assert page.texts.get("dd", "").strip("\n") == text.strip("\n")
+    assert len(page.all("script")) == 1
+
+
+def test_pictures_tell_what_they_show_and_the_page_its_language():
+    page = Parsed(example())
+    shown = [attributes for attributes in page.all("img") if "src" in attributes]
+    assert shown[0]["alt"] == "L-BFGS, relu0_1, SSIM 0.50" and all(attributes["alt"] for attributes in shown)
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(attributes.get("aria-label") for attributes in page.all("svg") if attributes.get("role") == "img")
+
+
+def test_drawings_are_well_formed_and_leave_out_what_is_not_finite():
+    points = [(1, 1.0), (2, math.nan), (3, 0.0), (4, None), (5, 1e-4)]
+    block = cards.curves({"a": points}, x="x", y="y", log="y", caption="c")
+    drawing = ElementTree.fromstring(re.search(r"<svg.*?</svg>", block, re.S)[0])
+    line = next(path.attrib["d"] for path in drawing.iter("path") if path.attrib["class"] == "line")
+    places = [tuple(map(float, place.split())) for place in line[1:].split("L")]
+    assert places == [(46, 10), (380, 206)]  # from the top left to the bottom right
+    labels = [text.text for text in drawing.iter("text")]
+    assert {"1", "0.01", "10⁻⁴"} <= set(labels) and "x" in labels
+
+
+@pytest.mark.parametrize("points", [[], [(1, math.nan)]])
+def test_nothing_to_draw_is_said(points):
+    assert "no finite numbers" in cards.curves({"a": points}, x="x", y="y", caption="c")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.floats(1e-9, 1e9), st.floats(1e-9, 1e9)), min_size=1, max_size=20),
+    st.sampled_from(["", "x", "y", "xy"]),
+)
+def test_lines_stay_inside_the_drawing(points, log):
+    block = cards.curves({"a": points}, x="x", y="y", log=log, caption="c")
+    line = re.search(r'class="line"[^>]* d="M([^"]*)"|d="M([^"]*)" class="line"', block)
+    places = [tuple(map(float, place.split())) for place in (line[1] or line[2]).split("L")]
+    assert len(places) == len(points)
+    assert all(46 <= x <= 380 and 10 <= y <= 206 for x, y in places)
+
+
+def test_tables_show_what_is_missing_and_what_is_best():
+    block = cards.table(ROWS, caption="c", best={"loss": min}, columns={"run": "Run", "loss": "Loss"})
+    cells = re.findall(r"<td[^>]*>[^<]*</td>", block)
+    assert cells[0] == '<td class="number best" data-value="2e-07">2×10⁻⁷</td>'
+    assert cells[2] == cells[4] == '<td class="number" data-value="">–</td>'
+    assert block.count("best") == 1 and "Seconds" not in block
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (12345, "12,345"), (-0.5, "−0.5"), (0.123456, "0.1235"), (1234.5, "1,234"), (1e-7, "10⁻⁷")]
+    + [(1.2346e-5, "1.235×10⁻⁵"), (2.5e9, "2.5×10⁹"), (math.inf, "–"), (np.float32(0.25), "0.25")],
+)
+def test_numbers_are_written_to_be_read(value, text):
+    assert cards.number(value) == text
+
+
+def test_colours_can_be_read_in_light_and_in_dark():
+    style = (Path(cards.__file__).parent / "card.css").read_text()
+    light = dict(re.findall(r"--(\w+): (#\w{6})", style[: style.index("@media")]))
+    dark = light | dict(re.findall(r"--(\w+): (#\w{6})", style[style.index("@media") : style.index("*, ::before")]))
+    assert light["paper"] != dark["paper"]
+
+    def luminance(colour):
+        r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (r, g, b))
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    least_of = {"ink": 10, "soft": 4.5, "accent": 4.5} | {f"s{i}": 3 for i in range(cards.COLOURS)}
+    for colours in (light, dark):
+        for name, least in least_of.items():
+            a, b = sorted((luminance(colours["paper"]), luminance(colours[name])))
+            assert (b + 0.05) / (a + 0.05) >= least, (name, colours[name])
+
+
+PROBE = """
+const violations = [];
+addEventListener("securitypolicyviolation", event => violations.push(event.blockedURI));
+addEventListener("load", () => {
+  const seen = {
+    width: innerWidth,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    pictures: [...document.querySelectorAll("img[src]")].map(i => [i.naturalWidth, i.naturalHeight, i.width]),
+    hacked: typeof window.hacked, resources: performance.getEntriesByType("resource").map(entry => entry.name),
+    scrolls: [...document.querySelectorAll(".scroll")].map(e => e.tabIndex),
+    columns: getComputedStyle(document.querySelector(".pictures ul")).gridTemplateColumns.split(" ").length,
+    orders: [],
+  };
+  const table = document.querySelector("table"), headings = [...table.tHead.rows[0].cells];
+  const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
+  for (const column of [1, 1, 2, 2, 0]) {
+    const button = headings[column].querySelector("button");
+    button.focus();
+    button.click();
+    seen.orders.push([order(), headings.map(h => h.getAttribute("aria-sort")), document.activeElement === button]);
+  }
+  const dialog = document.querySelector("dialog");
+  document.querySelectorAll(".zoom")[2].click();
+  seen.dialog = [dialog.open, dialog.querySelector("p").textContent, dialog.querySelector("img").src.slice(0, 11)];
+  dialog.querySelector("button").click();
+  seen.closed = !dialog.open;
+  setTimeout(() => parent.postMessage(JSON.stringify({...seen, violations}), "*"), 100);
+});
+"""
+
+
+def browse(folder, page, widths):
+    """What the probe sees in a real browser at each width, all in one start of it."""
+    (folder / "card.html").write_text(page.replace("</head>", f"<script>{PROBE}</script></head>"))
+    frames = "".join(f'<iframe src="card.html" style="border:0;width:{w}px;height:900px"></iframe>' for w in widths)
+    listen = 'addEventListener("message", e => document.body.append(`\\n@${e.data}`))'
+    (folder / "all.html").write_text(f"<!doctype html><meta charset=utf-8><script>{listen}</script><body>{frames}")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom"]
+    dom = subprocess.run([*command, (folder / "all.html").as_uri()], capture_output=True, text=True, timeout=120)
+    seen = [json.loads(html.unescape(line)) for line in re.findall(r"^@(\{.*\})", dom.stdout, re.M)]
+    assert len(seen) == len(widths), dom.stderr[-2000:]
+    return {each["width"]: each for each in seen}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("needs a browser: apt-get install chromium")
+    return browse(tmp_path_factory.mktemp("browser"), example(), (360, 1280))
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+class TestInABrowser:
+    def test_pictures_load(self, seen, width):
+        pictures = seen[width]["pictures"]
+        assert len(pictures) == 5
+        assert all((w, h) == (60, 40) and shown >= 60 for w, h, shown in pictures)
+
+    def test_nothing_overflows(self, seen, width):
+        assert seen[width]["overflow"] <= 0
+        assert seen[width]["columns"] == 4
+
+    def test_the_table_sorts_by_numbers_both_ways(self, seen, width):
+        orders = seen[width]["orders"]
+        rising, falling, seconds, back, runs = (order for order, _, _ in orders)
+        assert rising == ["run 1", "run 2", "run 3", "run 10", "run 4"]  # what is missing comes last
+        assert falling == ["run 3", "run 2", "run 1", "run 10", "run 4"]
+        assert seconds == ["run 3", "run 2", "run 1", "run 4", "run 10"] and back == seconds[::-1]
+        assert runs == ["run 1", "run 2", "run 3", "run 4", "run 10"]
+        assert [state[:3] for _, state, _ in orders] == [
+            [None, "ascending", None],
+            [None, "descending", None],
+            [None, None, "ascending"],
+            [None, None, "descending"],
+            ["ascending", None, None],
+        ]
+
+    def test_headings_and_wide_tables_take_the_keyboard(self, seen, width):
+        assert all(focused for _, _, focused in seen[width]["orders"])
+        assert seen[width]["scrolls"] == [0]
+
+    def test_a_click_shows_a_picture_large(self, seen, width):
+        assert seen[width]["dialog"] == [True, "L-BFGS, relu2_1, SSIM 0.50", "data:image/"]
+        assert seen[width]["closed"]
+
+    def test_no_text_runs_and_nothing_is_fetched(self, seen, width):
+        assert seen[width]["hacked"] == "undefined"
+        assert seen[width]["violations"] == []
+        assert not [name for name in seen[width]["resources"] if not name.startswith("data:")]

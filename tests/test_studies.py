@@ -1,0 +1,389 @@
+"""The grid of a study's runs, what it leaves behind, and experiments/reconstruct.py from end to end at tiny size."""
+
+import csv
+import errno
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tyro
+
+from nstjax import cards, features, images, metrics, solvers, terminal, weights
+from nstjax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+SHAPE = (32, 40, 3)
+TARGETS = {f"target {i}": np.random.default_rng(i).random(SHAPE, np.float32) for i in range(5)}
+
+
+def module(name):
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+studies, reconstruct = module("studies"), module("reconstruct")
+
+
+def objective(image, data):
+    near = jnp.mean((image - data["target"]) ** 2)
+    return data["weight"] * near, {"near": near}
+
+
+ADAM = solvers.gradient(objective, optax.adam(0.05))
+
+
+def program(names=TARGETS, *, steps=6, weight=1.0, prepared=None, **more):
+    """Runs towards targets; `prepared` collects the names of those that are really run."""
+
+    def prepare(name):
+        if prepared is not None:
+            prepared.add(name)
+        return np.full(SHAPE, 0.5, np.float32), {"params": None, "target": TARGETS[name], "weight": jnp.float32(weight)}
+
+    runs = [studies.Run(name, {"weight": weight, "seed": 3}, lambda name=name: prepare(name)) for name in names]
+    return studies.Program(ADAM, steps, runs, **more)
+
+
+def measure(run, picture):
+    return {"mse": float(metrics.mse(picture, TARGETS[run.name]))}
+
+
+@pytest.fixture
+def flags(tmp_path):
+    return studies.Flags(output=tmp_path / "study")
+
+
+def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
+    results = studies.run(flags, [program()], measure=measure)
+    assert [result.name for result in results] == list(TARGETS)
+    for result in results:
+        assert result.curve["evaluations"] == list(range(1, 7))
+        assert result.curve["seconds"][0] == 0 and np.all(np.diff(result.curve["seconds"]) > 0)
+        assert result.figures["loss"] == result.curve["loss"][-1] == result.figures["near"]
+        assert result.left == result.curve["loss"][-1] / result.curve["loss"][0] < 0.8
+        # Measured on what is saved.
+        assert result.figures["mse"] == float(metrics.mse(result.picture(), TARGETS[result.name]))
+        assert result.line("near")[2] == (3, result.curve["near"][2])
+        assert result.line("loss", "seconds")[5] == (result.curve["seconds"][5], result.figures["loss"])
+        assert result.seconds > 0 and result.peak_memory > 1e6
+
+
+def test_together_is_as_alone(flags):
+    together = studies.run(flags, [program()], measure=measure)
+    for result in together:
+        alone = studies.run(flags._replace(output=flags.output / "alone"), [program([result.name])], measure=measure)
+        np.testing.assert_allclose(alone[0].curve["loss"], result.curve["loss"], rtol=1e-4)
+        np.testing.assert_allclose(alone[0].picture(), result.picture(), atol=1.01 / 255)
+
+
+def test_what_is_done_is_skipped_and_what_changed_is_run_again(flags, capsys):
+    first = studies.run(flags, [program()], measure=measure)
+    prepared: set[str] = set()
+    again = studies.run(flags, [program(prepared=prepared)], measure=measure)
+    assert not prepared and again == first
+    assert "5 of 5 runs are done already" in capsys.readouterr().out
+
+    names = list(TARGETS)
+    programs = [program(names[:4], prepared=prepared), program(names[4:], weight=2.0, prepared=prepared)]
+    changed = studies.run(flags, programs, measure=measure)
+    assert prepared == {"target 4"} and changed[:4] == first[:4]
+    assert changed[4].configuration["weight"] == 2.0 and changed[4].figures["loss"] != first[4].figures["loss"]
+    prepared.clear()
+    studies.run(flags, [program(steps=7, prepared=prepared)], measure=measure)
+    assert prepared == set(names)
+
+
+@pytest.mark.parametrize("damage", ["no picture", "half a picture", "half a table", "no table", "another table"])
+def test_what_is_damaged_is_run_again(flags, damage):
+    results = studies.run(flags, [program()], measure=measure)
+    picture, table = results[1].path, results[1].path.with_suffix(".json")
+    assert picture == flags.output / "runs" / "target-1.png"
+    if damage == "no picture":
+        picture.unlink()
+    elif damage == "half a picture":
+        picture.write_bytes(picture.read_bytes()[:500])
+    elif damage == "half a table":
+        table.write_text(table.read_text()[:100])
+    elif damage == "no table":
+        table.unlink()
+    else:
+        table.write_text("[1, 2]")
+    prepared: set[str] = set()
+    again = studies.run(flags, [program(prepared=prepared)], measure=measure)
+    assert prepared == {"target 1"}
+    assert again[0] == results[0] and again[1].figures == pytest.approx(results[1].figures, rel=1e-4)
+
+
+def test_chosen_steps_are_kept_and_measured(flags):
+    chosen = program(["target 0"], keep=(0, 2, 4, 6, 99))
+    result = studies.run(flags, [chosen], measure=measure)[0]
+    assert [moment["step"] for moment in result.moments] == [0, 2, 4]
+    errors = [moment["mse"] for moment in result.moments] + [result.figures["mse"]]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[1] == float(metrics.mse(result.picture(2), TARGETS["target 0"]))
+    assert studies.run(flags, [chosen], measure=measure) == [result]
+    studies._moment(result.path, 2).unlink()
+    prepared: set[str] = set()
+    studies.run(flags, [program(["target 0"], keep=(0, 2, 4, 6, 99), prepared=prepared)], measure=measure)
+    assert prepared == {"target 0"}
+
+
+def test_a_run_that_diverges_is_a_result(flags):
+    result = studies.run(flags, [program(["target 0"], weight=np.nan, steps=30)], measure=measure)[0]
+    assert result.figures["loss"] is None and result.left is None
+    assert json.loads(result.path.with_suffix(".json").read_text())["curve"]["loss"] == [None] * 9
+    np.testing.assert_allclose(result.picture(), 0.5, atol=1 / 255)
+
+
+def test_a_step_that_was_taken_back_does_not_count():
+    curve = {"evaluations": [1, 2, 3], "seconds": [0.0, 1.0, 2.0], "loss": [3.0, 2.0, 9.0], "failures": [0, 0, 1]}
+    assert studies._last(curve) == {"loss": 2.0, "evaluations": 3}
+    taken = studies.Result("", {}, {"loss": 2.0}, [], curve, 1.0, 1.0, {}, Path("x.png"))
+    assert taken.line("loss") == [(1, 3.0), (2, 2.0)] and taken.left == pytest.approx(2 / 3)
+
+
+def test_names_may_be_anything_but_the_same(flags):
+    names = ["../../etc", "a/b", "a?b", "ä" * 300, ".", "<b>"]
+    runs = [studies.Run(name, {}, program(["target 0"]).runs[0].prepare) for name in names]
+    results = studies.run(flags, [studies.Program(ADAM, 1, runs)])
+    assert {result.path.parent for result in results} == {flags.output / "runs"}
+    assert len({result.path for result in results}) == len(names)
+    with pytest.raises(ValueError, match="same name"):
+        studies.run(flags, [studies.Program(ADAM, 1, runs[:1] * 2)])
+
+
+def written(flags, results, **more):
+    given = {"title": "A <study>", "lead": "", "says": ["It falls."], "sheet": np.ones((20, 20, 3), np.float32)}
+    given["blocks"] = [cards.pictures([("row", [cards.Picture(r.picture(), r.name) for r in results])], caption="c")]
+    studies.write(flags, results, **given | {"table": {"run": "Run", "loss": "Loss"}} | more)
+
+
+def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
+    results = studies.run(flags, [program()], measure=measure)
+    written(flags, results)
+    table = list(csv.DictReader((flags.output / "results.csv").read_text().splitlines()))
+    assert [row["run"] for row in table] == list(TARGETS)
+    assert [float(row["mse"]) for row in table] == [result.figures["mse"] for result in results]
+    whole = json.loads((flags.output / "results.json").read_text())
+    assert whole["evaluations"] == 5 * 6 and whole["seeds"] == "3" and whole["says"] == ["It falls."]
+    assert whole["seconds"] == sum(result.seconds for result in results)
+    assert "jaxopt" in whole["versions"] and "cores" in whole["hardware"] and whole["peak_memory"] > 1e6
+    assert images.load(flags.output / "sheet.png").shape == (20, 20, 3)
+    card = (flags.output / "card.html").read_text()
+    assert "A &lt;study&gt;" in card and card.count("<img src=") == 5
+    for told in ("It falls.", "Command", "Hardware", "Versions", "Evaluations", "Peak memory", "Seeds", "target 4"):
+        assert told in card
+
+
+def test_a_full_disk_is_told_and_the_old_card_stays(flags, monkeypatch):
+    results = studies.run(flags, [program()], measure=measure)
+    written(flags, results)
+    before = (flags.output / "card.html").read_bytes()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="No space left on device.*free some space") as error:
+        written(flags, results, title="Another")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match="free some space"):
+        studies.run(flags, [program(steps=2)], measure=measure)
+    monkeypatch.undo()
+    assert (flags.output / "card.html").read_bytes() == before
+    assert not [path for path in flags.output.rglob("*") if path.suffix == ".tmp"]
+
+
+STUDY = """
+import sys, time
+sys.path[:0] = [{tests!r}]
+import test_studies as t
+def slowly(run, picture):
+    print(run.name, flush=True)
+    time.sleep({pause})
+    return t.measure(run, picture)
+t.studies.run(t.studies.Flags(output=t.Path({folder!r})), [t.program([name]) for name in t.TARGETS], measure=slowly)
+print("finished")
+"""
+
+
+def start(flags, pause):
+    code = STUDY.format(tests=str(ROOT / "tests"), folder=str(flags.output), pause=pause)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+
+
+def test_a_killed_study_goes_on_where_it_was(flags):
+    process = start(flags, pause=1.0)
+    while not list(flags.output.glob("runs/*.json")):
+        time.sleep(0.02)
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = {path.stem for path in flags.output.glob("runs/*.json")}
+    assert 1 <= len(done) < 5
+    prepared: set[str] = set()
+    results = studies.run(flags, [program([name], prepared=prepared) for name in TARGETS], measure=measure)
+    assert {name.replace(" ", "-") for name in prepared} == {name.replace(" ", "-") for name in TARGETS} - done
+    fresh = flags._replace(output=flags.output / "fresh")
+    whole = studies.run(fresh, [program([name]) for name in TARGETS], measure=measure)
+    assert [result.figures for result in whole] == [result.figures for result in results]
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(flags, number, status):
+    process = start(flags, pause=0.5)
+    assert process.stdout.readline() == "target 0\n"
+    process.send_signal(number)
+    out, error = process.communicate(timeout=60)
+    done = len(list(flags.output.glob("runs/*.json")))
+    assert process.returncode == status and "finished" not in out
+    assert f"{done} of 5 runs are done and kept in {flags.output}; the same command goes on from there" in error
+    assert "Traceback" not in error and done >= 1
+
+
+# --- reconstruct.py
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """Params of a random VGG-19 with few channels."""
+    rng = np.random.default_rng(0)
+    before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
+    for name in weights.shapes("vgg19"):
+        channels = 4 + int(name[4])
+        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
+        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
+        before = channels
+    return features.prepare(tree, winograd=False)
+
+
+@pytest.fixture
+def run(narrow, tmp_path, monkeypatch):
+    """Runs reconstruct.py in this process with a narrow network; returns the study's folder."""
+    monkeypatch.setattr(features, "load", lambda *args, **kwargs: narrow)
+
+    def run(*given, output="study"):
+        command = ["--output", tmp_path / output, "--size", 32, "--steps", 8, "--layers", "relu1_1", "relu2_1", *given]
+        monkeypatch.setattr(sys, "argv", ["experiments/reconstruct.py", *map(str, command)])
+        with terminal.refusals("reconstruct.py"):
+            tyro.cli(reconstruct.main)
+        return tmp_path / output
+
+    return run
+
+
+def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
+    folder = run()
+    table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
+    whats = ["content of relu1_1", "style of relu1_1", "content of relu2_1", "style of relu2_1", "style up to relu2_1"]
+    assert set(table) == {f"{what}, {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
+    assert all(0 < float(row["left"]) < 1 and float(row["mse"]) > 0 for row in table.values())
+    assert float(table["content of relu1_1, L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
+    card = (folder / "card.html").read_text()
+    assert card.count("<img src=") == 2 * 2 + 10 and len(card) < 10e6
+    assert "By L-BFGS the photograph comes back from relu1_1" in card and "Block 5" not in card
+    assert images.load(folder / "sheet.png").std() > 0.1
+    run()
+    assert "10 of 10 runs are done already" in capsys.readouterr().out
+
+
+def result(of, layer, method, *, left, ssim):
+    figures = {"loss": None if np.isnan(left) else 2.0 * left, "ssim": ssim, "mse": 0.1}
+    configuration = {"of": of, "layers": [layer], "method": method}
+    return studies.Result(
+        layer, configuration, figures, [], {"loss": [2.0], "failures": [0]}, 1.0, 1.0, {}, Path("x.png")
+    )
+
+
+@pytest.mark.parametrize(
+    ("left", "ssim", "told"),
+    [
+        (
+            (0.9, 0.01),
+            (0.001, 0.7),
+            ["over 10 times as much as L-BFGS for relu5_1 and relu5_2.", "By gradient descent"],
+        ),
+        (
+            (0.9, 0.01),
+            (0.001, 0.7),
+            ["descent the content is no nearer", "L-BFGS the content is much nearer", "half or more"],
+        ),
+        (
+            (0.02, 0.01),
+            (0.06, 0.05),
+            ["as L-BFGS for no layer.", "descent the content is a little nearer", "no layer reaches"],
+        ),
+        (
+            (3.0, 0.5),
+            (-0.2, 0.05),
+            ["as L-BFGS for no layer, and ends with more than it began with for relu5_1 and relu5_2."],
+        ),
+    ],
+)
+def test_what_the_card_says_follows_the_numbers(left, ssim, told):
+    layers = ("relu5_1", "relu5_2")
+    methods = (reconstruct.GD, reconstruct.LBFGS)
+    single = {
+        (of, layer, method): result(of, layer, method, left=rest, ssim=near)
+        for of in ("content", "style")
+        for layer in layers
+        for method, rest, near in zip(methods, left, ssim, strict=True)
+    }
+    photograph, noise = np.zeros(SHAPE, np.float32), TARGETS["target 0"]
+    text = "\n".join(reconstruct.says(single, {m: [] for m in methods}, photograph, noise, layers))
+    for part in told:
+        assert part in text
+    assert ("half or more" in text) == (ssim[1] >= 0.5)
+
+
+def test_shares_in_words():
+    assert [reconstruct.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf)] == [
+        "12\N{NO-BREAK SPACE}%",
+        "0.12\N{NO-BREAK SPACE}%",
+        "660\N{NO-BREAK SPACE}%",
+        "\N{INFINITY}\N{NO-BREAK SPACE}%",
+    ]
+
+
+def test_names_in_words():
+    layers = ("a", "b", "c", "d", "e", "f")
+    assert reconstruct.spans(["a"], layers) == "a"
+    assert reconstruct.spans(["a", "b", "d", "e", "f"], layers) == "a and b, d to f"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--layers", "relu6_1"], "--layers: no layer 'relu6_1' in vgg19"),
+        (["--layers", "pool1"], "--layers: no layer 'pool1' in vgg19"),
+        (["--size", "0"], "--size 0: give a number above 0"),
+        (["--size", "20"], "--size 20: at least 32 pixels are needed"),
+        (["--steps", "-1"], "--steps -1: give a number above 0"),
+        (["--step", "nan"], "--step nan: give a number above 0"),
+        (["--content", "none.jpg"], "none.jpg: no such file"),
+        (["--output", "{file}"], "is a file, not a folder"),
+        (["--output", "/proc/study"], "is not writable"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_any_work(run, tmp_path, capsys, monkeypatch, given, told):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
+    with pytest.raises(SystemExit) as error:
+        run(*(part.format(file=tmp_path / "file") for part in given))
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and told in line and line.count("\n") == 1
