@@ -231,14 +231,19 @@ def layerwise(features, targets, *, statistic=gram, distance=mse, weights=None, 
     features: {layer: [H, W, C]}; targets: {layer: a statistic}; weights: {layer: number}, 1 for each by default;
     masks: {layer: [H, W]}, none by default. Raises ValueError for a layer that is not among the features.
     """
-    for name in targets:
-        if name not in features:
-            raise ValueError(f"no layer {name!r}; there are {', '.join(features)}")
+    check_layers(features, targets)
     total = 0.0
     for name, target in targets.items():
         x = statistic(features[name], mask=None if masks is None else masks[name])
         total += (1.0 if weights is None else weights[name]) * distance(x, target)
     return total
+
+
+def check_layers(features, layers):
+    """Raises ValueError for a layer that is not among the features."""
+    for name in layers:
+        if name not in features:
+            raise ValueError(f"no layer {name!r}; there are {', '.join(features)}")
 
 
 def content(features, targets, *, distance=mse, weights=None):
@@ -249,3 +254,24 @@ def content(features, targets, *, distance=mse, weights=None):
 def style(features, targets, *, statistic=gram, distance=mse, weights=None, masks=None):
     """Style loss: distance of the features' statistic from the style picture's (arXiv 1508.06576, eq. 4 and 5)."""
     return layerwise(features, targets, statistic=statistic, distance=distance, weights=weights, masks=masks)
+
+
+def perceptual(features, targets, *, heads=None):
+    """LPIPS between features and targets, both {layer: [H, W, C]}: 0 is equal (Zhang 2018, arXiv 1801.03924, eq. 1).
+
+    Squared differences of the feature vectors' directions, mean over pixels, sum over layers. heads: {layer: weights of
+    the channels [C]} (`nstjax.metrics.load_heads`); None weighs all by 1, which is twice the cosine distance. Raises
+    ValueError for a layer that is not among the features.
+    """
+    check_layers(features, targets)
+    total = 0.0
+    for name, target in targets.items():
+        squares = (_directions(features[name]) - _directions(target)) ** 2
+        total += (squares if heads is None else squares * heads[name]).sum(2).mean()
+    return total
+
+
+def _directions(x):
+    """Feature vectors divided by their lengths, [H, W, C]; a zero stays one, and has a gradient."""
+    squares = (x**2).sum(2, keepdims=True)
+    return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))

@@ -11,9 +11,7 @@ def at_once(features):
 
     def measure(part, params, image, maps, *, keep=()):
         acts = features(params, image)
-        for name in (*maps, *keep):
-            if name not in acts:
-                raise ValueError(f"no layer {name!r}; there are {', '.join(acts)}")
+        losses.check_layers(acts, (*maps, *keep))
         return {name: part(name, acts[name], maps[name], None, acts[name].shape[0]) for name in maps}, {
             name: acts[name] for name in keep
         }
@@ -125,6 +123,43 @@ def neural_style(
         return {"targets": {name: prepare(statistic(s)) for name, s in sums.items()}, "weight": style["weight"]}
 
     return objective, targets
+
+
+def combined(features, terms):
+    """The weighted sum of any losses, as objective(image, data) -> (loss, terms): an ablation is an argument.
+
+    features: (params, image [H, W, 3]) -> {layer: [h, w, C]}; terms: {name: (features, image, target) -> number}.
+    data: {"params"; "weights": {name: number}; "targets": {name: what the term compares with, None if left out}}. Only
+    terms with a weight are computed; those returned are multiplied by it. For instance
+
+        combined(
+            vgg.features,
+            {
+                "content": lambda x, image, target: losses.content(x, target),
+                "style": lambda x, image, target: losses.style(x, target, statistic=patches.patchwise),
+                "nearest": lambda x, image, target: losses.layerwise(
+                    x, target, statistic=losses.activations, distance=patches.nearest
+                ),
+                "perceptual": lambda x, image, target: losses.perceptual(x, target),
+                "reconstruction": lambda x, image, target: losses.mse(image, target),
+                "tv": lambda x, image, target: losses.total_variation(image),
+            },
+        )
+
+    All the features are in memory at once; sums over larger pictures are `neural_style`'s. Raises ValueError for a
+    weight whose name is not among the terms.
+    """
+
+    def objective(image, data):
+        x = features(data["params"], image)
+        values = {}
+        for name, weight in data["weights"].items():
+            if name not in terms:
+                raise ValueError(f"no term {name!r}; there are {', '.join(terms)}")
+            values[name] = weight * terms[name](x, image, data["targets"].get(name))
+        return sum(values.values()), values
+
+    return objective
 
 
 def _sums(name, x, mask, origins):

