@@ -21,8 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 
-def nstjax_evaluation(size, limit=None):
-    """An evaluation, to be called without arguments; in strips within `limit` gigabytes if given."""
+def gatys(size, limit=None):
+    """(objective, picture, data) of Gatys's loss; in strips within `limit` gigabytes if given."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -49,9 +49,15 @@ def nstjax_evaluation(size, limit=None):
     image, content = (jnp.asarray(rng.random((size, size, 3), np.float32)) for _ in range(2))
     styles = [{"image": content[:256, :256], "mask": None, "region": None, "weight": 1.0}]
     weights, layers = {"content": 1.0, "style": 1e3}, {"content_layers": {"relu4_2": 1.0}, "style_layers": style_layers}
-    data = jax.jit(partial(targets, weights=weights, **layers))(params, content, styles)
+    return objective, image, jax.jit(partial(targets, weights=weights, **layers))(params, content, styles)
+
+
+def nstjax_evaluation(size, limit=None):
+    """An evaluation, to be called without arguments."""
+    import jax
+
+    objective, image, data = gatys(size, limit)
     evaluate = jax.jit(jax.value_and_grad(lambda image, data: objective(image, data)[0]))
-    del content, styles
     return lambda: jax.block_until_ready(evaluate(image, data))
 
 

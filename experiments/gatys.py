@@ -201,7 +201,6 @@ def main(
     objective, targets = losses_of(recipe, extract, measure, distance)
     solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], history)
     plan = stream.plan((*largest, 3), layers, limit=network_limit)
-    used = limit * devices - network_limit + stream.needed(plan, (*largest, 3))
     if history < memory.HISTORY or (mesh is None and any(segment.rows for segment in plan)):
         print(f"{limit / 1e9:.1f} GB of memory: {stream.describe(plan)}; L-BFGS remembers {history} steps")
 
@@ -252,6 +251,7 @@ def main(
     rows: list[dict] = []
     ending = ""
     chunks = chunks_of(jobs, recipe.size, limit=limit)
+    used = limit * devices - network_limit + stream.needed(plan, (*largest, 3))
     if memory.KEPT_BY_MALLOC * used * max(map(len, chunks)) > limit * devices:
         terminal.restore_malloc()
     total = sum(counts) * len(chunks)

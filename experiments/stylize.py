@@ -12,6 +12,7 @@ one would change what instance norm sees; compiled programs are kept for the nex
 
 import contextlib
 import glob
+import inspect
 import itertools
 import math
 import signal
@@ -76,9 +77,13 @@ def main(
             for pictures [N, H, W, 3] in 0..1 of any size, to --output (the style's name with .onnx or .jax). It is
             written once it was seen to paint as the net does.
     """
+    given = locals()
     if export:
-        if content:
-            raise InputError(f"--export {export}: writes the net and paints nothing; leave --content out")
+        flags = {name: flag.default for name, flag in inspect.signature(main).parameters.items()}
+        painting = [name for name in flags.keys() - {"style", "output", "export"} if given[name] != flags[name]]
+        if painting:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(painting))
+            raise InputError(f"--export {export}: writes the net and paints nothing; leave {names} out")
         return write(style, output or Path(f"{Path(style).stem}.{export}"), form=export)
     for name, value, least, most in (
         ("size", size, 16, 65536),

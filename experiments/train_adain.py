@@ -29,6 +29,8 @@ def main(
     data: str,
     content_weight: float = 1.0,
     style_weight: float = 10.0,
+    final_rate: float = 1.0,
+    reconstruct: bool = False,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
 ) -> None:
     """Train AdaIN's decoder.
@@ -38,9 +40,19 @@ def main(
         data: coco (COCO 2017 by TFDS), or a folder of photographs.
         content_weight: of the content loss.
         style_weight: of the style loss.
+        final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
+            Huang's own decay comes on top.
+        reconstruct: learn to paint photographs as they are, for another training to start from by --init, which then
+            needs fewer steps.
         flags: those of every training command.
     """
-    about = training.start(flags, net="adain", content_weight=content_weight, style_weight=style_weight)
+    own = {
+        "content_weight": content_weight,
+        "style_weight": style_weight,
+        "final_rate": final_rate,
+        "reconstruct": reconstruct,
+    }
+    about = training.start(flags, styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
     photographs = training.photographs(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
@@ -57,6 +69,7 @@ def main(
         "style_layers": {name: 2 * weight for name, weight in weights.items()},
     }
     decoder = training.for_training(nets.NETS["adain"])
+    decay = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)
     wanted = jax.jit(adain.targets)(params, examples)
     paint = jax.jit(lambda params, *inputs: adain.stylize(params, decoder, *inputs))
 
@@ -67,8 +80,8 @@ def main(
         flags,
         net="adain",
         inputs=(jax.jit(adain.encode)(params, photographs),),
-        loss=adain.loss(decoder),
-        transformation=optax.adam(lambda step: flags.learning_rate / (1 + 5e-5 * step)),
+        loss=adain.reconstruction(decoder) if reconstruct else adain.loss(decoder),
+        transformation=optax.adam(lambda step: decay(step) / (1 + 5e-5 * step)),
         stream=partial(_pairs, photos, paintings, flags=flags),
         targets=targets,
         sample=sample,

@@ -8,6 +8,9 @@ import sys
 
 from nstjax.errors import InputError
 
+# glibc's names of what `mallopt` sets.
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
+
 
 def tune_malloc():
     """Keep freed memory for the next step (glibc; no effect elsewhere). Call it before jax starts.
@@ -22,9 +25,6 @@ def tune_malloc():
 def restore_malloc():
     """Give freed memory back to the system again, where it is scarce."""
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10})
-
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
 
 
 def _mallopt(settings):

@@ -327,6 +327,14 @@ def test_unknown_flag_exits_with_2():
 # --- endings
 
 
+@pytest.mark.parametrize(("limit", "given_back"), [(0.7, True), (8, False)])
+def test_freed_memory_is_kept_only_where_there_is_room(run, monkeypatch, limit, given_back):
+    restored = []
+    monkeypatch.setattr(terminal, "restore_malloc", lambda: restored.append(True))
+    run("--memory-limit", limit, steps=1)
+    assert bool(restored) is given_back
+
+
 def failing(monkeypatch, after):
     """Make the loss not finite from an evaluation on."""
     plain = solvers.lbfgs

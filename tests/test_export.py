@@ -141,6 +141,9 @@ def test_bad_input_is_refused_in_one_line_before_the_net_is_read(style, tmp_path
     missing = tmp_path / "missing.safetensors"
     assert "writes a .onnx file" in refused("--style", missing, "--output", tmp_path / "net.jax")
     assert "leave --content out" in refused("--style", missing, "--content", "photo.jpg")
+    assert "leave --preserve-color, --size out" in refused(
+        "--style", missing, "--size", 64, "--preserve-color", "luminance"
+    )
     (tmp_path / "file").write_text("")
     assert "not a folder" in refused("--style", missing, "--output", tmp_path / "file" / "net.onnx")
     assert "no such file" in refused("--style", missing, "--output", tmp_path / "net.onnx")

@@ -35,13 +35,13 @@ def trained(net, *inputs, seed=0):
 
     def value(path, leaf):
         kind = path[-1].key
+        # As training makes them, since the output takes a tenth.
+        ten = 10 if path[-2].key == "conv4" and getattr(net, "output", None) is transform.squash else 1
         if kind in ("kernel", "depthwise", "pointwise"):
-            scale = math.prod(leaf.shape[:3]) ** -0.5
-            if path[-2].key == "conv4" and getattr(net, "output", None) is transform.squash:
-                scale *= 10  # as training makes it, since the output takes a tenth
-            return rng.normal(0, scale, leaf.shape).astype(np.float32)
+            fan = math.prod(leaf.shape[:3])
+            return rng.normal(0, ten * fan**-0.5, leaf.shape).astype(np.float32)
         low = {"scale": 0.5, "var": 0.5}.get(kind, -0.5)
-        return rng.uniform(low, low + 1, leaf.shape).astype(np.float32)
+        return ten * rng.uniform(low, low + 1, leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(value, variables)
 

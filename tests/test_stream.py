@@ -116,3 +116,6 @@ def test_plans_use_strips_only_where_they_must(size):
             rows = segment.rows + 2 * segment.halo
             height = size >> segment.blocks[0] - 1
             assert work * rows / height <= 1.5e8 or segment.rows == 16
+    limit = 1.5e8 + 4 * stream.KEPT * size * size
+    assert stream.needed(roomy, (256, 256, 3)) == 4 * stream.WORKSPACE[1, 2] * 256 * 256
+    assert stream.needed(tight, shape) <= limit or any(segment.rows == 16 for segment in tight)

@@ -14,9 +14,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import nstjax
-from nstjax import images, nets, styles, terminal, weights
+from nstjax import features, images, nets, styles, terminal, weights
 from nstjax.errors import InputError
-from nstjax.nets import TransformNet
+from nstjax.nets import TransformNet, adain
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformNet(width=4, blocks=1)
@@ -77,6 +77,7 @@ def test_bad_files_are_refused_in_one_line(tiny, tmp_path, make):
         styles.load(tmp_path / "bad.safetensors")
 
 
+PICTURES = Path(nstjax.__file__).parent / "pictures"
 STYLES = weights.bundled_folder() / "styles"
 BUNDLED = sorted(path.stem for path in STYLES.glob("*.safetensors"))
 
@@ -90,16 +91,22 @@ def test_the_styles_that_ship_are_small_and_tell_how_they_were_made():
         assert entry["seconds"] > 0 and entry["hardware"] and entry["painting"] and entry["photographs"]
         _, _, about = styles.load(name.removesuffix(".safetensors"))
         assert about["net"] == entry["net"] and about["steps"] == entry["steps"]
-        for flag in (f"--steps {about['steps']}", f"--style {about['style']}", f"--crop {about['crop']}"):
-            assert flag in entry["command"]
+        source = "styles" if about["net"] == "adain" else "style"
+        for flag in ("steps", source, "crop"):
+            assert f"--{flag} {about[flag]}" in entry["command"]
 
 
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_style_that_ships_paints(name):
     """Something else than the photograph, its main shapes still there, without regions of plain white or black."""
     net, variables, _ = styles.load(name)
-    photo = images.load(Path(nstjax.__file__).parent / "pictures" / "astronaut.jpg", size=96)
-    picture = np.asarray(jax.jit(net.apply)(variables, photo[None])[0])
+    photo, painting = (images.load(PICTURES / file, size=96) for file in ("astronaut.jpg", "gale.jpg"))
+    if isinstance(net, nets.Decoder):
+        params = features.load("vgg19", layers=("relu4_1",))
+        picture = adain.stylize(params, net, variables, photo[None], adain.targets(params, painting[None]))[0]
+    else:
+        picture = jax.jit(net.apply)(variables, photo[None])[0]
+    picture = np.asarray(picture)
     assert np.abs(picture - photo).mean() > 0.05
     assert ((picture > 0.002) & (picture < 0.998)).mean() > 0.95
     light, painted = (gaussian_filter(each.mean(-1), 2).ravel() for each in (photo, picture))

@@ -211,6 +211,18 @@ def test_adains_terms_are_the_papers():
     assert float(terms["style"]) == pytest.approx(style, rel=1e-3)
 
 
+def test_a_decoder_learns_to_paint_photographs_from_their_features():
+    state, _, batch, data = arbitrary()
+    decoder, params = nets.Decoder(channels=(6, 5, 4), level=1.0), data["network"]
+    painted = decoder.apply({"params": state.params}, adain.encode(params, batch["content"]))
+    step = jax.jit(train.make_step(adain.reconstruction(decoder), optax.sgd(0.5)))
+    new, terms = step(state, batch, data)
+    assert float(terms["loss"]) == pytest.approx(float(((painted - batch["content"]) ** 2).mean()), rel=1e-4)
+    for _ in range(5):
+        new, after = step(new, batch, data)
+    assert float(after["pixels"]) < 0.9 * float(terms["pixels"])
+
+
 def test_noise_is_a_pictures_own_wherever_it_is_computed():
     keys = jax.random.split(jax.random.key(0), 4)
     whole, half = (texture.noises(k, (8, 12), scales=2) for k in (keys, keys[2:]))

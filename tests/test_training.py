@@ -215,6 +215,14 @@ def test_a_trained_net_is_started_from(run, here, capsys):
     assert stop.value.code == 2 and "another kind of net" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_adains_decoder_may_learn_photographs_before_styles(run, here):
+    first = run("adain", "--reconstruct", folder="first-photographs", steps=2)
+    assert set(train.history(here / "first-photographs")[0]) == {"step", "loss", "pixels"}
+    _, _, about = styles.load(run("adain", "--init", first, "--final-rate", 0, folder="then-styles", steps=1))
+    assert about["init"] == first.name and about["reconstruct"] == "False"
+    assert {"content", "style"} <= set(train.history(here / "then-styles")[0])
+
+
 @pytest.mark.parametrize("kind", ["texture", "ulyanov"])
 def test_a_texture_net_from_its_file_paints_other_pictures_by_other_noise(run, here, kind):
     x = np.random.default_rng(0).uniform(size=(1, 21, 34, 3)).astype(np.float32)

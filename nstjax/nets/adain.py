@@ -85,6 +85,21 @@ def stylize(params, decoder, variables, images, target, *, alpha=1.0):
     return decoder.apply(variables, x)[:, : images.shape[1], : images.shape[2]]
 
 
+def reconstruction(decoder):
+    """A loss for `nstjax.train.make_step` before AdaIN's own: photographs from their own features, by pixels.
+
+    Not Huang's: a decoder that knows how to paint what it sees learns styles in a part of the steps. batch and data are
+    those of `loss`, of which the styles and the weights are not looked at.
+    """
+
+    def loss(params, stats, batch, keys, data):
+        pictures = decoder.apply({"params": params}, encode(data["network"], batch["content"]))
+        pixels = losses.mse(pictures, batch["content"])
+        return pixels, ({"pixels": pixels}, stats)
+
+    return loss
+
+
 def loss(decoder):
     """The loss of the decoder's training (Huang's eq. 11 to 13), for `nstjax.train.make_step`.
 
