@@ -140,7 +140,7 @@ def main(
         learning_rate: of a step; by default 1 (L-BFGS), 0.02 (Adam) or 1/255 (gd: mean change of pixels at the first
             step).
         network: the network whose features are compared.
-        weights: bundled, keras or torchvision (downloaded), or a .h5, .pth, .onnx, .npz or .safetensors file.
+        weights: bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file.
         pooling: of the network; average makes smoother pictures.
         content_weight: of the content loss.
         style_weight: of the style loss (with --grid several).

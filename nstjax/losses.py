@@ -20,6 +20,23 @@ def activations(x, *, mask=None):
     return x if mask is None else x * mask[..., None]
 
 
+def swag(x, *, mask=None, temperature=1.0):
+    """SWAG's softmax over all channels and positions of features [H, W, C], scaled to mean 1 (theirs has the sum 1).
+
+    Compared in place of the features, for content and before Gram matrices, it keeps the few large activations of
+    residual networks from deciding alone (Wang 2021, arXiv 2104.05623). The scale makes losses independent of the
+    picture's size. temperature: what activations are divided by first; theirs are of the order of 1, where Caffe's
+    networks need a layer's standard deviation or more. A mask [H, W] >= 0 weights the pixels: the mean is over them,
+    and where it is 0, so is the result.
+    """
+    weight = jnp.ones((*x.shape[:2], 1)) if mask is None else mask[..., None]
+    x = jnp.where(weight > 0, x / temperature, -jnp.inf)
+    largest = jax.lax.stop_gradient(x.max())
+    x = jnp.exp(x - jnp.where(jnp.isfinite(largest), largest, 0))
+    mean = (weight * x).sum() / jnp.maximum(weight.sum() * x.shape[2], 1e-6)
+    return x / jnp.maximum(mean, jnp.finfo(x.dtype).tiny)
+
+
 class Sums(NamedTuple):
     """Sums over pixels of features, of which every statistic but the features themselves can be told.
 

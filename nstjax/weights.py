@@ -1,8 +1,8 @@
 """Where weights come from: bundled with the package, downloaded with a checksum, or read from a file.
 
-Whatever the source, `load` returns one form: kernels [3, 3, in, out] and biases of `conv(image - mean)` for
+Whatever the source, a network's weights have one form: kernels [h, w, in, out] and biases of `conv(image - mean)` for
 RGB images in [0, 1]. Caffe's and torchvision's preprocessing are folded into the first kernel; the mean stays
-apart, since zeros are padded after its subtraction.
+apart, since zeros are padded after its subtraction. `load` is for VGG; `nstjax.layouts` takes other networks from here.
 """
 
 import hashlib
@@ -34,8 +34,9 @@ ROOM = 2**31  # bytes; the largest of the networks, with its dense layers in dou
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 TORCHVISION_URL = "https://download.pytorch.org/models"
-# The official files: name, checksum (torchvision's names hold the start of the SHA-256, no more), bytes.
-DOWNLOADS = {
+BUNDLED = ("vgg16", "vgg19", "squeezenet11")
+# The official files: name, checksum (torchvision's names hold the start of the SHA-256, no more), bytes if known.
+DOWNLOADS: dict[tuple[str, str], tuple[str, str, int | None]] = {
     ("vgg16", "keras"): (
         "vgg16/vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
         "md5:6d6bbae143d832006294945121d1f1fc",
@@ -48,11 +49,25 @@ DOWNLOADS = {
     ),
     ("vgg16", "torchvision"): ("vgg16-397923af.pth", "sha256:397923af", 553_433_881),
     ("vgg19", "torchvision"): ("vgg19-dcbb9e9d.pth", "sha256:dcbb9e9d", 574_673_361),
+    ("squeezenet11", "torchvision"): ("squeezenet1_1-b8a52dc0.pth", "sha256:b8a52dc0", None),
+    ("resnet50", "keras"): (
+        "resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "md5:4d473c1dd8becc155b73f8504c6f6626",
+        94_765_736,
+    ),
+    ("resnet50", "torchvision"): ("resnet50-0676ba61.pth", "sha256:0676ba61", 102_530_333),
+    ("densenet121", "keras"): (
+        "densenet/densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
+        "md5:30ee3e1110167f948a6b9946edeeb738",
+        29_084_464,
+    ),
+    ("densenet121", "torchvision"): ("densenet121-a639ec97.pth", "sha256:a639ec97", 32_342_954),
+    ("vit_b16", "torchvision"): ("vit_b_16-c867db91.pth", "sha256:c867db91", 346_328_529),
 }
 
 
 def load(network, source="bundled"):
-    """Weights {"mean": [3], "conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...} in numpy's float32.
+    """Weights of VGG {"mean": [3], "conv1_1": {"kernel": [3, 3, in, out], "bias": [out]}, ...} in numpy's float32.
 
     network: "vgg16" or "vgg19". source: "bundled"; "keras" or "torchvision", downloaded once; or a .h5, .pth,
     .pt, .onnx, .npz or .safetensors file. A file's preprocessing is told by its text "preprocessing" (in
@@ -62,13 +77,24 @@ def load(network, source="bundled"):
     """
     if network not in BLOCKS:
         raise InputError(f"no network {network!r}; there are {', '.join(BLOCKS)}")
-    if source == "bundled":
-        path = bundled(f"{network}.safetensors")
-    elif source in ("keras", "torchvision"):
-        path = download(network, source)
-    else:
-        path = Path(source)
+    path = find(network, source)
     return assemble(path, read(path), network)
+
+
+def find(network, source):
+    """Path of a network's weights: "bundled", "keras" or "torchvision" (downloaded once), or a file's own.
+
+    InputError if there are none of that kind.
+    """
+    if source == "bundled" and network in BUNDLED:
+        return bundled(f"{network}.safetensors")
+    if (network, source) in DOWNLOADS:
+        return download(network, source)
+    if source in ("bundled", "keras", "torchvision"):
+        others = " or ".join(kind for name, kind in DOWNLOADS if name == network)
+        what = "are bundled" if source == "bundled" else f"are known of {source}"
+        raise InputError(f"no weights of {network} {what}: choose {others} (downloaded), a file, or random")
+    return Path(source)
 
 
 def bundled_folder():
@@ -106,7 +132,7 @@ def download(network, source):
 
     def verify(path, action, downloader):
         # pooch itself compares whole checksums only; of torchvision's no more than the start is known.
-        if not _digest(path, algorithm).startswith(start) or os.path.getsize(path) != size:
+        if not _digest(path, algorithm).startswith(start) or size not in (None, os.path.getsize(path)):
             os.remove(path)
             raise ValueError("its checksum or size is wrong and it was removed; try again")
         return path
@@ -120,11 +146,13 @@ def download(network, source):
     return Path(file)
 
 
-def read(path):
-    """The convolutions' arrays {name: array} in a .safetensors, .npz, .h5, .onnx, .pth, .pt or .bin file.
+def read(path, wanted=None):
+    """Arrays {name: array} of a .safetensors, .npz, .h5, .onnx, .pth, .pt or .bin file whose names are `wanted`.
 
-    With its text "preprocessing", if it has one. InputError if the file cannot be read.
+    By default those of VGG's convolutions, and its text "preprocessing", if it has one. InputError if the file cannot
+    be read.
     """
+    wanted = wanted or _wanted
     readers = {
         ".safetensors": _read_safetensors,
         ".npz": _read_npz,
@@ -137,12 +165,12 @@ def read(path):
     }
     suffix = path.suffix.lower()
     if suffix not in readers:
-        raise files.refusal(path, f"is no {', '.join(readers)} file (and not: bundled, keras, torchvision)")
+        raise files.refusal(path, f"is no {', '.join(readers)} file (and not: bundled, keras, torchvision, random)")
     try:
         path.stat()
         if not path.is_file():
             raise files.refusal(path, "is not a file; give the name of one")
-        return {name: _plain(np.asarray(array)) for name, array in readers[suffix](path).items()}
+        return {name: _plain(np.asarray(array)) for name, array in readers[suffix](path, wanted).items()}
     except InputError:
         raise
     except OSError as error:
@@ -168,22 +196,28 @@ def assemble(path, arrays, network):
             raise files.refusal(path, f"has {layer}, which {network} has not; is it of another network?")
         if parts.setdefault(kind_of(name, arrays[name]), arrays[name]) is not arrays[name]:
             raise files.refusal(path, f"has {layer} more than once ({name!r}); keep one network in it")
-    preprocessing = str(arrays.get("preprocessing", IMAGENET if torchvision else CAFFE))
-    if preprocessing not in MEANS:
-        raise files.refusal(path, f"its preprocessing is {preprocessing[:80]!r}; known are {' | '.join(MEANS)}")
+    preprocessing = preprocessing_of(path, arrays, IMAGENET if torchvision else CAFFE)
     tree: dict = {"mean": MEANS[preprocessing].copy()}
     with np.errstate(over="ignore"):  # overflow to infinity is found below
         for layer, shape in expected.items():
             tree[layer] = _convolution(path, layer, found[layer], shape)
-        tree["conv1_1"]["kernel"] = _fold(tree["conv1_1"]["kernel"], preprocessing)
+        tree["conv1_1"]["kernel"] = fold(tree["conv1_1"]["kernel"], preprocessing)
     for layer in expected:
         if not all(np.isfinite(part).all() for part in tree[layer].values()):
             raise files.refusal(path, f"{layer} has numbers that are not finite; get the file again")
     return tree
 
 
-def _fold(kernel, preprocessing):
-    """The first kernel [3, 3, 3, out] for RGB pictures in [0, 1] instead of what the network expects."""
+def preprocessing_of(path, arrays, default):
+    """The preprocessing that a file's text "preprocessing" names, or the default; InputError for an unknown one."""
+    preprocessing = str(arrays.get("preprocessing", default))
+    if preprocessing not in MEANS:
+        raise files.refusal(path, f"its preprocessing is {preprocessing[:80]!r}; known are {' | '.join(MEANS)}")
+    return preprocessing
+
+
+def fold(kernel, preprocessing):
+    """The first kernel [h, w, 3, out] for RGB pictures in [0, 1] instead of what the network expects."""
     if preprocessing == CAFFE:
         return kernel[:, :, ::-1] * np.float32(255)
     return kernel / IMAGENET_STD[:, None]
@@ -265,33 +299,33 @@ def _check_room(size):
         raise ValueError(f"it would unpack to {size / 2**30:.0f} GiB, more than any of the networks")
 
 
-def _read_safetensors(path):
+def _read_safetensors(path, wanted):
     safetensors = importlib.import_module("safetensors")
     importlib.import_module("ml_dtypes")  # which comes with jax, and teaches numpy bfloat16
     with safetensors.safe_open(path, framework="numpy") as file:
-        names = [name for name in file.keys() if _wanted(name)]  # noqa: SIM118 (it is no dict)
+        names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (it is no dict)
         arrays = {name: file.get_tensor(name) for name in names}
         about = file.metadata() or {}
     return arrays | {name: np.array(text) for name, text in about.items() if name == "preprocessing"}
 
 
-def _read_npz(path):
+def _read_npz(path, wanted):
     # np.load itself leaves a damaged file open.
     with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
         _check_room(sum(member.file_size for member in file.zip.infolist()))
-        return {name: file[name] for name in file.files if _wanted(name)}
+        return {name: file[name] for name in file.files if wanted(name)}
 
 
-def _read_torch(path):
-    return torchfile.load(path, _wanted)
+def _read_torch(path, wanted):
+    return torchfile.load(path, wanted)
 
 
-def _read_h5(path):
+def _read_h5(path, wanted):
     h5py = _optional("h5py", path, '"nstjax[convert]"')
     found = {}
 
     def visit(name, item):
-        if isinstance(item, h5py.Dataset) and _wanted(name):
+        if isinstance(item, h5py.Dataset) and wanted(name):
             found[name] = item
 
     with h5py.File(path) as file:
@@ -300,10 +334,10 @@ def _read_h5(path):
         return {name: item[()] for name, item in found.items()}
 
 
-def _read_onnx(path):
+def _read_onnx(path, wanted):
     onnx = _optional("onnx", path, '"nstjax[convert]"')
     to_array = importlib.import_module("onnx.numpy_helper").to_array
-    tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if _wanted(t.name)]
+    tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if wanted(t.name)]
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
         raise ValueError("it keeps its numbers in another file")
     return {t.name: to_array(t) for t in tensors}
@@ -324,5 +358,9 @@ def _digest(path, algorithm):
 def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)
+
+
+def printable(text):
+    """A text that a terminal shows as it is."""
     return "".join(c if c.isprintable() else "?" for c in text)  # a file's own names may be in it

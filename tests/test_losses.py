@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -106,6 +107,8 @@ def test_unknown_normalization():
 
 STATISTICS = {
     "activations": losses.activations,
+    "swag": losses.swag,
+    "gram of swag": lambda x, mask=None: losses.gram(losses.swag(x, mask=mask), mask=mask),
     "moments": losses.moments,
     "gaussian": losses.gaussian,
     **{
@@ -122,7 +125,7 @@ def test_a_mask_of_ones_is_no_mask(name):
     jax.tree.map(lambda a, b: close(a, b, rtol=1e-5, atol=1e-6), masked, plain)
 
 
-@pytest.mark.parametrize("name", [name for name in STATISTICS if name != "activations"])
+@pytest.mark.parametrize("name", [name for name in STATISTICS if name not in ("activations", "swag")])
 def test_a_mask_cuts_out_its_region(name):
     x, mask = randoms(), np.zeros((5, 7), np.float32)
     mask[1:4, 2:6] = 1
@@ -170,6 +173,40 @@ def test_moments_and_gaussian_against_numpy(seed, h, w, c):
     g = jax.jit(losses.gaussian)(x)
     close(g.mean, mean, rtol=1e-4, atol=1e-5)
     close(g.covariance, cov, rtol=1e-4, atol=1e-5)
+
+
+@few
+@given(SEEDS, st.integers(1, 6), st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 10))
+def test_swag_is_the_softmax_of_everything_times_its_size(seed, h, w, c, temperature):
+    x = randoms(seed, h, w, c)
+    expected = scipy.special.softmax(np.float64(x) / temperature) * x.size
+    close(losses.swag(x, temperature=temperature), expected, rtol=1e-4, atol=1e-6)
+    close(losses.swag(x + 3, temperature=temperature), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_swag_of_a_region_does_not_see_the_rest():
+    x, mask = randoms(), np.zeros((5, 7), np.float32)
+    mask[1:4, 2:6] = 0.3
+    x[0, 0] = 1e4  # its exponential is infinite
+    found = losses.swag(x, mask=mask)
+    close(found[1:4, 2:6], losses.swag(x[1:4, 2:6]), rtol=1e-4)
+    assert not found[0].any()
+    soft = np.random.default_rng(1).uniform(0, 1, (5, 7)).astype(np.float32)
+    close(np.average(losses.swag(randoms(), mask=soft).mean(2), weights=soft), 1, rtol=1e-5)
+
+
+def test_swag_raises_the_entropy_of_peaked_features():
+    """What it is for: a single large activation no longer makes up the Gram matrix."""
+    x = np.abs(randoms(0, 8, 8, 6))
+    x[3, 4, 2] = 40
+    share = lambda x: float(losses.gram(x).max() / losses.gram(x).sum())  # noqa: E731
+    assert share(losses.swag(x, temperature=20.0)) < 0.3 * share(x)
+
+
+def test_swag_of_large_activations_is_finite():
+    x = 1e6 * randoms()
+    found, gradient = jax.value_and_grad(lambda x: losses.swag(x)[1, 2].sum())(x)
+    assert np.isfinite(found) and np.isfinite(gradient).all()
 
 
 def test_moments_keep_precision_far_from_zero():
@@ -445,6 +482,7 @@ CASES = {
     "gram": losses.gram,
     "moments": losses.moments,
     "gaussian": losses.gaussian,
+    "swag": lambda x: losses.swag(x, mask=MASK, temperature=2.0),
     "mse": lambda x: losses.mse(x, OTHER),
     "charbonnier": lambda x: losses.charbonnier(x, OTHER),
     "wasserstein2": lambda x: losses.wasserstein2(losses.gaussian(x), B),

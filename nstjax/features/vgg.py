@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from nstjax import convolve
+from nstjax import convolve, weights
 from nstjax.weights import BLOCKS
 
 
@@ -14,6 +14,11 @@ def layer_names(network):
         names += tuple(f"{kind}{block}_{i}" for i in range(1, count + 1) for kind in ("conv", "relu"))
         names += (f"pool{block}",)
     return names
+
+
+def shapes(network):
+    """{layer: {part: shape}} of a network's params."""
+    return {name: {"kernel": shape, "bias": shape[3:]} for name, shape in weights.shapes(network).items()}
 
 
 @jax.custom_vjp
