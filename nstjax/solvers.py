@@ -45,10 +45,11 @@ def in_gamut(image):
 
 
 def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
-    """jaxopt's L-BFGS with steps of fixed length `learning_rate` along its direction, projected, as a `Solver`.
+    """jaxopt's L-BFGS with steps of length `learning_rate` along its direction, projected, as a `Solver`.
 
     The gradient is taken at the projected picture. When a step fails, the solver returns to the picture before it and
-    searches along the steepest descent, ten times shorter at each attempt. objective: (image, data) -> (loss, terms).
+    searches along the steepest descent, ten times shorter at each attempt. learning_rate: a number, or a function of
+    the step's number. objective: (image, data) -> (loss, terms).
     """
 
     def evaluate(image, data):

@@ -1,0 +1,405 @@
+"""Which optimiser paints soonest: L-BFGS of jaxopt and of optax, Adam, AdamW, gradient descent, each at its best rate.
+
+    python experiments/ablate_optimizers.py --output optimizers
+    python experiments/ablate_optimizers.py --output optimizers --quick
+
+The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluations and against seconds. The first takes
+about half an hour on two CPU cores; stopped, it goes on where it was.
+"""
+
+import math
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import studies
+import tyro
+
+from nstjax import cards, features, images, losses, memory, objectives, plots, solvers, terminal
+from nstjax.errors import InputError
+from nstjax.features import vgg
+
+
+class Optimizer(NamedTuple):
+    """What is compared."""
+
+    name: str
+    rate: float  # the middle of its sweep
+    solver: Callable  # (objective, rate, steps) -> Solver
+
+
+def adam(transformation):
+    """Adam's rate falls along a cosine over all steps, without which pictures keep trembling."""
+
+    def solver(objective, rate, steps):
+        return solvers.gradient(objective, transformation(optax.cosine_decay_schedule(rate, steps), b2=0.99))
+
+    return solver
+
+
+# Set up as in gatys.py.
+OPTIMIZERS = {
+    "lbfgs": Optimizer(
+        "L-BFGS (jaxopt)",
+        1.0,
+        lambda objective, rate, steps: solvers.lbfgs(
+            objective, learning_rate=lambda step: rate, history=memory.HISTORY
+        ),
+    ),
+    "lbfgs-optax": Optimizer(
+        "L-BFGS (optax)",
+        1.0,
+        lambda objective, rate, steps: solvers.gradient(
+            objective, optax.lbfgs(rate, memory_size=memory.HISTORY, linesearch=None), jump=solvers.JUMP
+        ),
+    ),
+    "adam": Optimizer("Adam", 0.04, adam(optax.adam)),
+    "adamw": Optimizer("AdamW", 0.04, adam(optax.adamw)),
+    "gd": Optimizer(
+        "gradient descent",
+        1 / 255,
+        lambda objective, rate, steps: solvers.gradient(
+            objective, optax.chain(solvers.by_first_gradient(), optax.sgd(rate)), jump=solvers.JUMP
+        ),
+    ),
+}
+CONTENT, STYLE = ("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose pictures are shown
+KEPT = 24  # pictures of a run
+DEFAULTS = studies.Flags(output=Path("optimizers"))
+
+
+def main(
+    *,
+    content: Path = studies.PICTURES / "astronaut.jpg",
+    style: Path = studies.PICTURES / "gale.jpg",
+    optimizers: tuple[Literal["lbfgs", "lbfgs-optax", "adam", "adamw", "gd"], ...] | None = None,
+    factors: tuple[float, ...] | None = None,
+    init: Literal["content", "noise"] = "content",
+    strength: float = 0.5,
+    weights: str = "bundled",
+    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+) -> None:
+    """Paint one picture by several optimisers, each with several learning rates.
+
+    Args:
+        content: the photograph; long side 256 pixels, or 96 with --quick, unless --size is given.
+        style: the painting.
+        optimizers: those to compare; by default all.
+        factors: the learning rates to try, in multiples of 1 (L-BFGS), 0.04 (Adam, AdamW) or 1/255 (gradient descent:
+            mean change of pixels at the first step).
+        init: the picture that all start from.
+        strength: of the style, between 0 and 1.
+        weights: bundled, keras or torchvision (downloaded), or a file.
+        flags: those of every study.
+    """
+    studies.start(flags)
+    if not 0 < strength < 1:
+        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.5, 1, 2, 4)))))
+    for factor in factors:
+        if not 0 < factor < math.inf:
+            raise InputError(f"--factors {factor}: give numbers above 0")
+    size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (40 if flags.quick else 240)
+    photograph = images.load(content, size=size, minimum=32)
+    painting = images.load(style, size=size, minimum=16)
+    params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
+    starts = {
+        "content": lambda: photograph,
+        "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(flags.seed), photograph.shape)),
+    }
+    first = starts[init]()
+    extract = partial(vgg.features, edge="replicate")
+    objective, targets = objectives.neural_style(extract, statistic=partial(losses.gram, normalization="johnson"))
+
+    @cache
+    def data():
+        @jax.jit
+        def balanced(params, photograph, painting):
+            styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
+            layers = {"content_layers": dict.fromkeys(CONTENT, 1.0), "style_layers": dict.fromkeys(STYLE, 1.0)}
+            data = targets(params, photograph, styles, weights={"content": 1.0, "style": 1.0}, **layers)
+            return objectives.balance(objective, data, photograph, strength=strength)
+
+        return balanced(params, photograph, painting)
+
+    about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": studies.source(weights)}
+    about |= {"content": studies.source(content), "style": studies.source(style)}
+
+    def run_of(optimizer, factor):
+        rate = OPTIMIZERS[optimizer].rate * factor
+        own = {"optimizer": optimizer, "rate": rate, "factor": factor}
+        name = f"{OPTIMIZERS[optimizer].name}, rate {rate:.3g}"
+        return studies.Run(name, own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
+
+    keep = tuple(dict.fromkeys(round(steps * i / KEPT) for i in range(KEPT)))
+    programs = [
+        studies.Program(at_rate(partial(solver_of, optimizer, objective, steps)), steps, runs, keep=keep)
+        for optimizer in dict.fromkeys(optimizers or OPTIMIZERS)
+        if (runs := [run_of(optimizer, factor) for factor in factors])
+    ]
+    results = [with_failures(result) for result in studies.run(flags, programs)]
+    report(flags, results, {"photograph": photograph, "painting": painting}, init)
+
+
+def solver_of(optimizer, objective, steps, rate):
+    return OPTIMIZERS[optimizer].solver(objective, rate, steps)
+
+
+def at_rate(make):
+    """make(rate)'s solver, whose rate comes with the data, so that a sweep of rates is one program."""
+
+    def init(image, data):
+        return make(data["rate"]).init(image, data)
+
+    def step(image, state, data):
+        return make(data["rate"]).step(image, state, data)
+
+    return solvers.Solver(init, step)
+
+
+def with_failures(result):
+    """A result with two more figures: how many steps were taken back, and the seconds of an evaluation."""
+    seconds = result.curve["seconds"]
+    more = {
+        "taken_back": sum(failures > 0 for failures in result.curve["failures"]),
+        "pace": seconds[-1] / max(1, len(seconds) - 1),
+    }
+    return result._replace(figures=result.figures | more)
+
+
+def best_of(results):
+    """{optimizer: the run of its sweep that ends lowest}."""
+    best: dict = {}
+    for result in results:
+        optimizer = result.configuration["optimizer"]
+        if optimizer not in best or end(result) < end(best[optimizer]):
+            best[optimizer] = result
+    return best
+
+
+def end(result):
+    """The last loss; infinite where there was none."""
+    loss = result.figures["loss"]
+    return math.inf if loss is None else loss
+
+
+def reached(result, loss, against="evaluations"):
+    """After how many evaluations, or seconds, a run's loss is no higher than `loss`; None if it never is."""
+    return next((x for x, y in result.line("loss", against) if y <= loss), None)
+
+
+def share(result, other, against="evaluations"):
+    """The part of the other's evaluations, or seconds, that a run takes to the other's last loss; None if never."""
+    x, whole = reached(result, end(other), against), other.curve[against][-1]
+    return None if x is None else x / whole if whole else 1.0
+
+
+def kept_until(result, seconds):
+    """The last step whose picture is there and was done within the seconds."""
+    steps = [moment["step"] for moment in result.moments] + [len(result.curve["seconds"])]
+    return max(step for step in steps if step == 0 or result.curve["seconds"][step - 1] <= seconds * (1 + 1e-9))
+
+
+def report(flags, results, pictures, init):
+    """Write the card: what the figures say, pictures, curves, tables."""
+    best = best_of(results)
+    steps = max(len(result.curve["loss"]) for result in best.values())
+    budget = min(result.curve["seconds"][-1] for result in best.values())
+    name_of = {optimizer: OPTIMIZERS[optimizer].name for optimizer in best}
+
+    def shown(result, step):
+        last = step >= len(result.curve["loss"])
+        row = min(step, len(result.curve["loss"])) - 1
+        loss = [y for x, y in result.line("loss") if x <= step][-1:]
+        note = f"{cards.number(result.curve['seconds'][row])} s" if step else "0 s"
+        return result.picture(None if last else step), step, note + (f", loss {cards.number(loss[0])}" if loss else "")
+
+    def gallery(chosen):
+        """Rows of pictures: chosen(result, part) -> a step that was kept."""
+        rows = [
+            ("", [cards.Picture(picture, label) for label, picture in pictures.items()]),
+        ]
+        for optimizer, result in best.items():
+            row = [shown(result, chosen(result, part)) for part in SHOWN]
+            line = [cards.Picture(picture, f"{step} evaluations", note) for picture, step, note in row]
+            rows.append((name_of[optimizer], line))
+        return rows
+
+    def at_evaluations(result, part):
+        kept = [moment["step"] for moment in result.moments] + [len(result.curve["loss"])]
+        return min(kept, key=lambda step: abs(step - part * steps))
+
+    def lines(against):
+        return {name_of[optimizer]: result.line("loss", against) for optimizer, result in best.items()}
+
+    def matrix(against):
+        rows = [
+            {"optimizer": name_of[one]}
+            | {
+                other: None if one == other or (part := share(best[one], best[other], against)) is None else 100 * part
+                for other in best
+            }
+            for one in best
+        ]
+        columns = {"optimizer": "Reaches the last loss of"} | {other: name_of[other] for other in best}
+        caption = f"In per cent of the other’s {against}; – where it never does."
+        return cards.table(rows, columns=columns, caption=caption)
+
+    sweep = {
+        OPTIMIZERS[optimizer].name: [
+            (result.configuration["factor"], result.left)
+            for result in results
+            if result.configuration["optimizer"] == optimizer
+        ]
+        for optimizer in best
+    }
+    factors = sorted({result.configuration["factor"] for result in results})
+    blocks = [
+        cards.section(
+            "How the loss falls",
+            cards.beside(
+                cards.curves(
+                    lines("evaluations"),
+                    x="evaluations",
+                    y="loss",
+                    log="xy",
+                    caption="The best rate of each. An evaluation is of the loss with its gradient; each step takes "
+                    "one. Steps that were taken back are left out of the lines, not out of the count.",
+                ),
+                cards.curves(
+                    lines("seconds"),
+                    x="seconds",
+                    y="loss",
+                    log="y",
+                    caption="The same against seconds, without the first step, which compiles. Rates were painted "
+                    "together, and each takes its share of the time.",
+                ),
+            ),
+        ),
+        cards.section(
+            "At equal evaluations",
+            cards.pictures(gallery(at_evaluations), caption=f"The best rate of each, from the {start_of(init)}."),
+        ),
+        cards.section(
+            "At equal seconds",
+            cards.pictures(
+                gallery(lambda result, part: kept_until(result, part * budget)),
+                caption="The last picture kept within "
+                + ", ".join(cards.number(part * budget) for part in SHOWN)
+                + " seconds; the last is what the quickest took for all its evaluations.",
+            ),
+        ),
+        cards.section(
+            "The sweep",
+            cards.curves(
+                sweep,
+                x="factor of the learning rate",
+                y="part of the first loss that is left",
+                log="xy",
+                ticks={factor: f"{factor:g}" for factor in factors},
+                caption="After all evaluations. A factor of 1 is a rate of "
+                + ", ".join(f"{OPTIMIZERS[o].rate:.2g} ({name_of[o]})" for o in best)
+                + ". Adam’s and AdamW’s rates fall along a cosine to zero; the others stay.",
+            ),
+        ),
+        cards.section("Who overtakes whom", matrix("evaluations"), matrix("seconds")),
+    ]
+    cells = [[(picture, label) for label, picture in pictures.items()]]
+    for optimizer, result in best.items():
+        row = [shown(result, at_evaluations(result, part)) for part in SHOWN]
+        cells.append([(picture, f"{name_of[optimizer]}, {step}") for picture, step, _ in row])
+    studies.write(
+        flags,
+        results,
+        title="Which optimiser paints soonest",
+        lead="One photograph, one painting, one loss (Gatys 2015, VGG-19), one start: L-BFGS in two forms, Adam, AdamW "
+        "and gradient descent, each with the best learning rate of a small sweep.",
+        says=says(results),
+        blocks=blocks,
+        sheet=plots.contact_sheet(cells, cell=max(144, *pictures["photograph"].shape[:2])),
+        table={
+            "run": "Run",
+            "factor": "Factor",
+            "loss": "Loss",
+            "left": "Left of it",
+            "content": "Content",
+            "style": "Style",
+            "taken_back": "Steps taken back",
+            "pace": "Seconds an evaluation",
+            "evaluations": "Evaluations",
+            "seconds": "Seconds",
+        },
+    )
+
+
+def says(results):
+    """What was found, in words that follow the numbers."""
+    best = sorted(best_of(results).values(), key=end)
+    names = {id(result): OPTIMIZERS[result.configuration["optimizer"]].name for result in best}
+    first = best[0]
+    text = [
+        f"After {len(first.curve['loss'])} evaluations, each at its best rate, "
+        + listed([f"{names[id(r)]} leaves {percent(r.left)}" for r in best])
+        + " of the loss that all begin with."
+    ]
+    if best[1:]:
+        parts = [
+            f"{names[id(other)]}’s last loss with {percent(share(first, other))} of its evaluations and "
+            f"{percent(share(first, other, 'seconds'))} of its seconds"
+            for other in best[1:]
+        ]
+        text.append(f"{sentence(names[id(first)])} reaches {listed(parts)}.")
+        soonest = min(best, key=lambda result: result.curve["seconds"][-1])
+        budget = soonest.curve["seconds"][-1]
+        then = {id(r): min(y for x, y in r.line("loss", "seconds") if x <= budget) for r in best}
+        leader = min(best, key=lambda result: then[id(result)])
+        paces = sorted(best, key=lambda result: result.figures["pace"])
+        text.append(
+            f"In the {cards.number(budget)} seconds that the quickest, {names[id(soonest)]}, takes for all, "
+            f"{names[id(leader)]} gets lowest. An evaluation with its step takes from "
+            f"{cards.number(1000 * paces[0].figures['pace'])} ms ({names[id(paces[0])]}) to "
+            f"{cards.number(1000 * paces[-1].figures['pace'])} ms ({names[id(paces[-1])]})."
+        )
+    factors = {result.configuration["factor"] for result in results}
+    if len(factors) > 1:
+        text.append(
+            "The best rates are " + listed([f"{r.configuration['rate']:.3g} for {names[id(r)]}" for r in best]) + "."
+        )
+        for which, edge in (("smallest", min(factors)), ("largest", max(factors))):
+            some = [names[id(r)] for r in best if r.configuration["factor"] == edge]
+            if some:
+                text.append(
+                    f"Of {listed(some)} the {which} rate tried was the best: wider --factors may find a better."
+                )
+    return text
+
+
+def start_of(init):
+    return {"content": "photograph", "noise": "same noise"}[init]
+
+
+def percent(part):
+    """0.1234 -> 12 %, 0.001234 -> 0.12 %."""
+    return f"{float(f'{100 * part:.2g}'):,g}\u00a0%"
+
+
+def listed(parts):
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def sentence(text):
+    return text[0].upper() + text[1:]
+
+
+if __name__ == "__main__":
+    terminal.tune_malloc()
+    terminal.cache_compilations()
+    with terminal.refusals("ablate_optimizers.py"):
+        tyro.cli(main)

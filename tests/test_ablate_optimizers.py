@@ -1,0 +1,192 @@
+"""experiments/ablate_optimizers.py: rates that come with the data, what is read off curves, the study at tiny size."""
+
+import csv
+import importlib
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+from test_vgg import narrow
+
+from nstjax import features, images, solvers, terminal
+
+ROOT = Path(__file__).parent.parent
+SHAPE = (8, 9, 3)
+
+
+def module(name):
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+studies, ablate = module("studies"), module("ablate_optimizers")
+
+
+def objective(image, data):
+    near = jnp.mean(data["scale"] * (image - data["target"]) ** 2)
+    return near, {"near": near}
+
+
+def toy(rate=None):
+    rng = np.random.default_rng(0)
+    data = {"params": None, "target": rng.random(SHAPE, np.float32), "scale": rng.uniform(0.2, 3, SHAPE)}
+    data = {name: None if x is None else jnp.asarray(x, jnp.float32) for name, x in data.items()}
+    return np.full(SHAPE, 0.5, np.float32), data | ({} if rate is None else {"rate": jnp.float32(rate)})
+
+
+def descent(solver, image, data, steps=8):
+    return np.array([terms["loss"] for _, _, terms in solvers.run(solver, image, data, steps=steps)])
+
+
+@pytest.mark.parametrize("optimizer", ablate.OPTIMIZERS)
+def test_a_rate_in_the_data_is_a_rate_in_the_program(optimizer):
+    rate = ablate.OPTIMIZERS[optimizer].rate
+    sweep = ablate.at_rate(partial(ablate.solver_of, optimizer, objective, 8))
+    fixed = [descent(ablate.solver_of(optimizer, objective, 8, rate * f), *toy()) for f in (0.5, 1)]
+    for factor, expected in zip((0.5, 1), fixed, strict=True):
+        np.testing.assert_allclose(descent(sweep, *toy(rate * factor)), expected, rtol=1e-4)
+        assert expected[-1] < expected[0]
+    assert abs(fixed[0][-1] / fixed[1][-1] - 1) > 1e-3  # or a rate would mean nothing
+    first, data = toy()
+    rates = jnp.float32([0.5 * rate, rate])
+    many = {name: None if x is None else jnp.stack([x, x]) for name, x in data.items()} | {"rate": rates}
+    together = descent(solvers.batched(sweep), np.stack([first, first]), many)
+    np.testing.assert_allclose(together.T, fixed, rtol=1e-4)
+
+
+def result(optimizer, losses, *, factor=1.0, pace=0.1, failures=None):
+    """A run whose every evaluation but the first took `pace` seconds."""
+    count = len(losses)
+    curve = {
+        "evaluations": list(range(1, count + 1)),
+        "seconds": [pace * i for i in range(count)],
+        "loss": losses,
+        "failures": failures or [0] * count,
+    }
+    good = [loss for loss, failed in zip(losses, curve["failures"], strict=True) if not failed]
+    rate = factor * ablate.OPTIMIZERS[optimizer].rate
+    configuration = {"optimizer": optimizer, "factor": factor, "rate": rate}
+    moments = [{"step": step} for step in range(0, count, 2)]
+    figures = {"loss": good[-1] if good else None, "evaluations": count}
+    made = studies.Result(optimizer, configuration, figures, moments, curve, 1.0, 1.0, {}, Path("x.png"))
+    return ablate.with_failures(made)
+
+
+def test_the_sweep_picks_the_rate_that_ends_lowest():
+    sweep = [
+        result("adam", [9.0, 3.0, 2.0], factor=0.5),
+        result("adam", [9.0, 1.0, 0.5], factor=1),
+        result("adam", [9.0, None, None], factor=2, failures=[0, 1, 2]),
+        result("gd", [9.0, 8.0, 0.1], failures=[0, 0, 1]),
+    ]
+    best = ablate.best_of(sweep)
+    assert {o: r.configuration["factor"] for o, r in best.items()} == {"adam": 1, "gd": 1}
+    assert best["gd"].figures["loss"] == 8.0 and best["gd"].figures["taken_back"] == 1
+    assert ablate.end(result("gd", [None], failures=[1])) == np.inf
+
+
+def test_who_reaches_whose_loss_in_what_part():
+    fast, slow = result("lbfgs", [8.0, 4.0, 2.0, 1.0], pace=0.3), result("gd", [8.0, 6.0, 5.0, 4.0])
+    assert fast.figures["pace"] == pytest.approx(0.3) and slow.figures["pace"] == pytest.approx(0.1)
+    assert ablate.reached(fast, 4.0) == 2 and ablate.share(fast, slow) == 2 / 4
+    assert ablate.share(fast, slow, "seconds") == pytest.approx(0.3 / 0.3)
+    assert ablate.share(slow, fast) is None and ablate.share(fast, fast) == 1
+    jumped = result("gd", [8.0, 0.5, 6.0, 5.0], failures=[0, 1, 0, 0])
+    assert ablate.reached(jumped, 5.5) == 4  # a step that was taken back reaches nothing
+
+
+def test_pictures_of_equal_seconds():
+    run = result("adam", [5.0, 4.0, 3.0, 2.0, 1.0], pace=0.1)  # kept: 0, 2, 4, and 5 is the last
+    assert [ablate.kept_until(run, seconds) for seconds in (0, 0.05, 0.1, 0.29, 0.3, 0.39, 0.4, 9)] == [
+        *(0, 0, 2, 2, 4, 4, 5, 5)
+    ]
+
+
+def test_what_the_card_says_follows_the_numbers():
+    fast = [result("lbfgs", [8.0, 4.0, 2.0, 1.0], pace=0.3), result("lbfgs", [8.0, 7.0], factor=0.5)]
+    slow = [result("gd", [8.0, 6.0, 5.0, 4.0]), result("gd", [8.0, 8.0, 8.0, 7.0], factor=0.5)]
+    text = " ".join(ablate.says(fast + slow)).replace("\u00a0", " ")
+    assert "L-BFGS (jaxopt) leaves 12 % and gradient descent leaves 50 %" in text
+    assert (
+        "L-BFGS (jaxopt) reaches gradient descent’s last loss with 50 % of its evaluations and 100 % of its s" in text
+    )
+    # Within 0.3 s gradient descent is at 4, and so is L-BFGS after its second evaluation.
+    assert "In the 0.3 seconds that the quickest, gradient descent, takes for all" in text
+    assert "takes from 100 ms (gradient descent) to 300 ms (L-BFGS (jaxopt))" in text
+    assert "Of L-BFGS (jaxopt) and gradient descent the largest rate tried was the best" in text
+    assert "smallest" not in text
+    turned = [result("lbfgs", [8.0, 7.0, 6.0, 5.0]), result("gd", [8.0, 6.0, 1.0, 0.8])]
+    text = " ".join(ablate.says(turned)).replace("\u00a0", " ")
+    assert "Gradient descent reaches L-BFGS (jaxopt)’s last loss with 75 % of its evaluations" in text
+    assert "rates" not in text
+    assert len(ablate.says(turned[:1])) == 1
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs ablate_optimizers.py in this process with a narrow network; returns the study's folder."""
+    monkeypatch.setattr(features, "load", lambda network, *args, **kwargs: features.prepare(narrow(network)))
+
+    def run(*given, output="study"):
+        command = ["--output", tmp_path / output, "--size", 32, "--steps", 9, *given]
+        monkeypatch.setattr(sys, "argv", ["experiments/ablate_optimizers.py", *map(str, command)])
+        with terminal.refusals("ablate_optimizers.py"):
+            tyro.cli(ablate.main)
+        return tmp_path / output
+
+    return run
+
+
+def test_the_study_from_end_to_end(run, capsys):
+    chosen = ["--optimizers", "lbfgs", "adam", "--factors", "1", "0.5"]
+    folder = run(*chosen)
+    table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
+    assert list(table) == [
+        *("L-BFGS (jaxopt), rate 0.5", "L-BFGS (jaxopt), rate 1", "Adam, rate 0.02", "Adam, rate 0.04")
+    ]
+    whole = json.loads((folder / "results.json").read_text())
+    curves = [json.loads(path.read_text())["curve"] for path in sorted((folder / "runs").glob("*.json"))]
+    assert len(curves) == 4 and whole["evaluations"] == 4 * 9
+    for curve in curves:
+        assert curve["evaluations"] == list(range(1, 10)) and len(curve["loss"]) == len(curve["seconds"]) == 9
+        assert curve["seconds"][0] == 0
+        assert curve["loss"][0] == pytest.approx(curves[0]["loss"][0], rel=1e-4)  # the same start
+        assert min(curve["loss"]) < curve["loss"][0]
+    best = {
+        name: min(float(row["loss"]) for row in table.values() if row["optimizer"] == name)
+        for name in ("lbfgs", "adam")
+    }
+    first = "L-BFGS (jaxopt)" if best["lbfgs"] < best["adam"] else "Adam"
+    assert f"each at its best rate, {first} leaves" in whole["says"][0]
+    card = (folder / "card.html").read_text()
+    assert card.count("<img src=") == 2 * (2 + 2 * 4) and len(card) < 10e6
+    assert images.load(folder / "sheet.png").std() > 0.1
+    capsys.readouterr()
+    run(*chosen)
+    assert "4 of 4 runs are done already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--strength", "1"], "--strength 1.0: give a number between 0 and 1"),
+        (["--factors", "1", "-2"], "--factors -2.0: give numbers above 0"),
+        (["--factors", "inf"], "--factors inf: give numbers above 0"),
+        (["--steps", "0"], "--steps 0: give a number above 0"),
+        (["--content", "none.jpg"], "none.jpg: no such file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_any_work(run, capsys, monkeypatch, given, told):
+    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
+    with pytest.raises(SystemExit) as error:
+        run(*given)
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and told in line and line.count("\n") == 1
