@@ -73,15 +73,11 @@ def _checked(path, layer, part, array, shape, layout):
 
 
 def keras_part(name):
-    """("conv1_bn", "gamma") of Keras's "conv1_bn/gamma:0" or "conv1_bn/vars/0", with the groups before; or None."""
+    """("conv1_bn", "gamma") of Keras's "conv1_bn/gamma:0", with the groups before; None of what is no layer's."""
     if name.startswith("optimizer"):  # Keras keeps Adam's moments under the layers' names
         return None
-    if match := re.fullmatch(r"(.+)/(kernel|bias|gamma|beta|moving_mean|moving_variance)(?::0)?", name):
-        return match[1], match[2].removeprefix("moving_")
-    if match := re.fullmatch(r"(.+)/vars/([0-3])", name):
-        order = ("gamma", "beta", "mean", "variance") if match[1].endswith("bn") else ("kernel", "bias", "", "")
-        return match[1], order[int(match[2])]
-    return None
+    match = re.fullmatch(r"(.+)/(kernel|bias|gamma|beta|moving_mean|moving_variance)(?::0)?", name)
+    return (match[1], match[2].removeprefix("moving_")) if match else None
 
 
 TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance"}

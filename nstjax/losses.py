@@ -25,9 +25,9 @@ def swag(x, *, mask=None, temperature=1.0):
 
     Compared in place of the features, for content and before Gram matrices, it keeps the few large activations of
     residual networks from deciding alone (Wang 2021, arXiv 2104.05623). The scale makes losses independent of the
-    picture's size. temperature: what activations are divided by first; theirs are of the order of 1, where Caffe's
-    networks need a layer's standard deviation or more. A mask [H, W] >= 0 weights the pixels: the mean is over them,
-    and where it is 0, so is the result.
+    picture's size. temperature: what activations are divided by first. It decides how many positions count: in the
+    bundled SqueezeNet one in ten thousand at one standard deviation of the layer, nearly all at four; ten paint well. A
+    mask [H, W] >= 0 weights the pixels: the mean is over them, and where it is 0, so is the result.
     """
     weight = jnp.ones((*x.shape[:2], 1)) if mask is None else mask[..., None]
     x = jnp.where(weight > 0, x / temperature, -jnp.inf)

@@ -552,12 +552,10 @@ def test_against_keras(tmp_path, network):
     outputs = keras.Model(net.input, [net.get_layer(name).output for name in names.values()])
     found = outputs(module.preprocess_input(255 * image[None].copy()))
     expected = {name: np.asarray(x)[0] for name, x in zip(names, found, strict=True)}
-    with h5py.File(tmp_path / "old.h5", "w") as file:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
         legacy_h5_format.save_weights_to_hdf5_group(file, net)
-    net.save_weights(tmp_path / "new.weights.h5")
-    for path in ("old.h5", "new.weights.h5"):
-        params = features.load(network, tmp_path / path)
-        assert_same(jax.jit(features.EXTRACTORS[network].features)(params, image), expected, 1e-3)
+    params = features.load(network, tmp_path / "a.h5")
+    assert_same(jax.jit(features.EXTRACTORS[network].features)(params, image), expected, 1e-3)
 
 
 # What holds for every network
@@ -585,10 +583,10 @@ def test_layers_and_their_sizes(network):
 
 
 @settings(deadline=None, max_examples=15)
-@given(size=st.integers(1, 40), padding=st.integers(0, 1), ceil=st.booleans())
+@given(size=st.integers(1, 20), padding=st.integers(0, 1), ceil=st.booleans())
 def test_max_pool(size, padding, ceil):
     x = np.random.default_rng(size).normal(size=(size, 9, 2)).astype(np.float32)
-    found = layers.max_pool(x, padding=padding, ceil=ceil)
+    found = np.asarray(layers.max_pool(x, padding=padding, ceil=ceil))
     wide = np.pad(x, ((padding, padding + 3), (padding, padding + 3), (0, 0)), constant_values=-np.inf)
     for i in range(found.shape[0]):
         for j in range(found.shape[1]):
@@ -824,11 +822,11 @@ def test_bundled_squeezenet_knows_edges_from_a_flat_wall():
 
 
 def test_softened_features_in_the_loss():
-    params, image, painting = features.load("squeezenet11"), picture(48, 40), picture(33, 50, 2)
-    plain = squeezenet.features(params, image)
+    params, image, painting = features.load("squeezenet11", winograd=False), picture(48, 40), picture(33, 50, 2)
+    plain = jax.jit(squeezenet.features)(params, image)
     levels = {name: float(plain[name].std()) for name in ("relu1", "fire4")}
     extract = features.softened(squeezenet.features, temperature=levels)
-    found = extract(params, image)
+    found, wanted = (jax.jit(extract)(params, x) for x in (image, painting))
     assert set(found) == set(levels)
     for name, x in found.items():
         whole = np.float64(plain[name]) / levels[name]
@@ -837,9 +835,11 @@ def test_softened_features_in_the_loss():
     objective, targets = objectives.neural_style(extract)
     styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
     terms, layer_weights = {"content": 1.0, "style": 1.0}, dict.fromkeys(levels, 1.0)
-    data = targets(params, image, styles, weights=terms, content_layers={"fire4": 1.0}, style_layers=layer_weights)
-    (loss, terms), gradient = jax.value_and_grad(objective, has_aux=True)(image, data)
+    data = jax.jit(targets)(
+        params, image, styles, weights=terms, content_layers={"fire4": 1.0}, style_layers=layer_weights
+    )
+    (loss, terms), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(image, data)
     assert terms["content"] < 1e-6 * terms["style"]
-    expected = sum(losses.mse(losses.gram(found[k]), losses.gram(v)) for k, v in extract(params, painting).items())
+    expected = sum(losses.mse(losses.gram(found[k]), losses.gram(v)) for k, v in wanted.items())
     assert float(loss) == pytest.approx(float(expected), rel=1e-3)
     assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0

@@ -138,7 +138,8 @@ def prepare(tree, *, winograd=None):
 def softened(features, *, temperature=1.0):
     """An extractor (params, image) -> {layer: `losses.swag` of what `features` gives}, for content and style alike.
 
-    temperature: a number, or {layer: number}, whose layers are then those of the result.
+    temperature: a number, or {layer: number}, whose layers are then those of the result; about ten standard
+    deviations of a layer suit networks of any scale (see `losses.swag`).
     """
 
     def softened_features(params, image, **options):
