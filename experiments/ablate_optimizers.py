@@ -58,11 +58,11 @@ OPTIMIZERS = {
             objective, optax.lbfgs(rate, memory_size=memory.HISTORY, linesearch=None), jump=solvers.JUMP
         ),
     ),
-    "adam": Optimizer("Adam", 0.04, adam(optax.adam)),
-    "adamw": Optimizer("AdamW", 0.04, adam(optax.adamw)),
+    "adam": Optimizer("Adam", 0.08, adam(optax.adam)),
+    "adamw": Optimizer("AdamW", 0.08, adam(optax.adamw)),
     "gd": Optimizer(
         "gradient descent",
-        1 / 255,
+        8 / 255,
         lambda objective, rate, steps: solvers.gradient(
             objective, optax.chain(solvers.by_first_gradient(), optax.sgd(rate)), jump=solvers.JUMP
         ),
@@ -70,6 +70,7 @@ OPTIMIZERS = {
 }
 CONTENT, STYLE = ("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose pictures are shown
+LEFT = "part of the first loss that is left"
 KEPT = 24  # pictures of a run
 DEFAULTS = studies.Flags(output=Path("optimizers"))
 
@@ -91,7 +92,7 @@ def main(
         content: the photograph; long side 256 pixels, or 96 with --quick, unless --size is given.
         style: the painting.
         optimizers: those to compare; by default all.
-        factors: the learning rates to try, in multiples of 1 (L-BFGS), 0.04 (Adam, AdamW) or 1/255 (gradient descent:
+        factors: the learning rates to try, in multiples of 1 (L-BFGS), 0.08 (Adam, AdamW) or 8/255 (gradient descent:
             mean change of pixels at the first step).
         init: the picture that all start from.
         strength: of the style, between 0 and 1.
@@ -101,7 +102,7 @@ def main(
     studies.start(flags)
     if not 0 < strength < 1:
         raise InputError(f"--strength {strength}: give a number between 0 and 1")
-    factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.5, 1, 2, 4)))))
+    factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:
         if not 0 < factor < math.inf:
             raise InputError(f"--factors {factor}: give numbers above 0")
@@ -200,6 +201,12 @@ def share(result, other, against="evaluations"):
     return None if x is None else x / whole if whole else 1.0
 
 
+def left_of(result, against="evaluations"):
+    """A run's curve [(evaluations or seconds, part of the first loss that is left)]."""
+    line = result.line("loss", against)
+    return [(x, y / line[0][1]) for x, y in line]
+
+
 def kept_until(result, seconds):
     """The last step whose picture is there and was done within the seconds."""
     steps = [moment["step"] for moment in result.moments] + [len(result.curve["seconds"])]
@@ -216,9 +223,10 @@ def report(flags, results, pictures, init):
     def shown(result, step):
         last = step >= len(result.curve["loss"])
         row = min(step, len(result.curve["loss"])) - 1
-        loss = [y for x, y in result.line("loss") if x <= step][-1:]
-        note = f"{cards.number(result.curve['seconds'][row])} s" if step else "0 s"
-        return result.picture(None if last else step), step, note + (f", loss {cards.number(loss[0])}" if loss else "")
+        left = [y for x, y in left_of(result) if x <= step][-1:] or [1]
+        seconds = result.curve["seconds"][row] if step else 0
+        note = f"{cards.number(round(seconds, 2))} s, left {percent(left[0])}"
+        return result.picture(None if last else step), step, note
 
     def gallery(chosen):
         """Rows of pictures: chosen(result, part) -> a step that was kept."""
@@ -236,7 +244,7 @@ def report(flags, results, pictures, init):
         return min(kept, key=lambda step: abs(step - part * steps))
 
     def lines(against):
-        return {name_of[optimizer]: result.line("loss", against) for optimizer, result in best.items()}
+        return {name_of[optimizer]: left_of(result, against) for optimizer, result in best.items()}
 
     def matrix(against):
         rows = [
@@ -267,7 +275,7 @@ def report(flags, results, pictures, init):
                 cards.curves(
                     lines("evaluations"),
                     x="evaluations",
-                    y="loss",
+                    y=LEFT,
                     log="xy",
                     caption="The best rate of each. An evaluation is of the loss with its gradient; each step takes "
                     "one. Steps that were taken back are left out of the lines, not out of the count.",
@@ -275,10 +283,10 @@ def report(flags, results, pictures, init):
                 cards.curves(
                     lines("seconds"),
                     x="seconds",
-                    y="loss",
+                    y=LEFT,
                     log="y",
                     caption="The same against seconds, without the first step, which compiles. Rates were painted "
-                    "together, and each takes its share of the time.",
+                    "together, and each takes its share of the time. Seconds are those of a machine as busy as it was.",
                 ),
             ),
         ),
@@ -300,7 +308,7 @@ def report(flags, results, pictures, init):
             cards.curves(
                 sweep,
                 x="factor of the learning rate",
-                y="part of the first loss that is left",
+                y=LEFT,
                 log="xy",
                 ticks={factor: f"{factor:g}" for factor in factors},
                 caption="After all evaluations. A factor of 1 is a rate of "
@@ -350,14 +358,14 @@ def says(results):
     ]
     if best[1:]:
         parts = [
-            f"{names[id(other)]}’s last loss with {percent(share(first, other))} of its evaluations and "
-            f"{percent(share(first, other, 'seconds'))} of its seconds"
+            f"{percent(share(first, other))} of the evaluations ({percent(share(first, other, 'seconds'))} of the "
+            f"seconds) of {names[id(other)]}"
             for other in best[1:]
         ]
-        text.append(f"{sentence(names[id(first)])} reaches {listed(parts)}.")
+        text.append(f"For the others’ last loss, {names[id(first)]} needs {listed(parts)}.")
         soonest = min(best, key=lambda result: result.curve["seconds"][-1])
         budget = soonest.curve["seconds"][-1]
-        then = {id(r): min(y for x, y in r.line("loss", "seconds") if x <= budget) for r in best}
+        then = {id(r): min([y for x, y in r.line("loss", "seconds") if x <= budget], default=math.inf) for r in best}
         leader = min(best, key=lambda result: then[id(result)])
         paces = sorted(best, key=lambda result: result.figures["pace"])
         text.append(
@@ -392,10 +400,6 @@ def percent(part):
 def listed(parts):
     """["a", "b", "c"] -> "a, b and c"."""
     return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
-
-
-def sentence(text):
-    return text[0].upper() + text[1:]
 
 
 if __name__ == "__main__":

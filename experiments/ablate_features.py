@@ -1,0 +1,469 @@
+"""Which network's features paint: VGG, SqueezeNet, ResNet, DenseNet, ViT, random weights, each with and without SWAG.
+
+    python experiments/ablate_features.py --output features
+    python experiments/ablate_features.py --output features --quick
+    python experiments/ablate_features.py --output features --weights resnet50=resnet50-0676ba61.pth
+
+SWAG is the softmax of Wang, Li and Vasconcelos, CVPR 2021 (arXiv 2104.05623). The weights of ResNet-50, DenseNet-121
+and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had, the card says so. The first takes
+about an hour on two CPU cores; stopped, it goes on where it was.
+"""
+
+from functools import cache, partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import studies
+import tyro
+
+from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
+from nstjax.errors import InputError
+from nstjax.features import vgg
+
+
+class Variant(NamedTuple):
+    """A network to paint by, and where its weights come from."""
+
+    name: str
+    network: str
+    source: str
+    content: tuple[str, ...]
+    style: tuple[str, ...]
+    why: str  # these layers
+    options: dict = {}
+
+
+GATYS = (("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"), "Gatys 2015, arXiv 1508.06576")
+SQUEEZENET = (("fire5",), ("relu1", "fire2", "fire4", "fire6", "fire9"), "ours: as deep as Gatys’s, by strides")
+RESNET = (
+    ("layer3_5",),
+    ("layer1_2", "layer2_3", "layer3_5", "layer4_2"),
+    "Wang 2021, arXiv 2104.05623: the last block of each stage",
+)
+DENSENET = (
+    ("transition2",),
+    ("relu0", "transition1", "transition2", "transition3", "relu5"),
+    "ours: after the stem and each block, as Wang’s for ResNets",
+)
+VIT = (("block6",), ("block1", "block3", "block5", "block7", "block9"), "ours: evenly over the depth")
+AVERAGE = {"pool": vgg.average_pool}
+VARIANTS = {
+    "vgg19": Variant("VGG-19", "vgg19", "bundled", *GATYS),
+    "vgg19-average": Variant("VGG-19, average pooling", "vgg19", "bundled", *GATYS, AVERAGE),
+    "vgg16": Variant("VGG-16", "vgg16", "bundled", *GATYS),
+    "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", *GATYS),
+    "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", *SQUEEZENET),
+    "resnet50": Variant("ResNet-50", "resnet50", "torchvision", *RESNET),
+    "resnet50-random": Variant("ResNet-50, random weights", "resnet50", "random", *RESNET),
+    "densenet121": Variant("DenseNet-121", "densenet121", "torchvision", *DENSENET),
+    "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", *VIT),
+}
+QUICK = ("vgg19", "vgg19-random", "squeezenet11")
+NETWORKS = tuple(dict.fromkeys(variant.network for variant in VARIANTS.values()))
+OFFICIAL = ("keras", "torchvision")
+# They see every picture but those of their own network.
+JUDGES = {"vgg16": "VGG-16", "squeezenet11": "SqueezeNet 1.1"}
+DEFAULTS = studies.Flags(output=Path("features"))
+
+Name = Literal[
+    "vgg19",
+    "vgg19-average",
+    "vgg16",
+    "vgg19-random",
+    "squeezenet11",
+    "resnet50",
+    "resnet50-random",
+    "densenet121",
+    "vit_b16",
+]
+
+
+def main(
+    *,
+    content: Path = studies.PICTURES / "astronaut.jpg",
+    style: Path = studies.PICTURES / "gale.jpg",
+    extractors: tuple[Name, ...] | None = None,
+    weights: tuple[str, ...] = (),
+    init: Literal["content", "noise"] = "content",
+    strength: float = 0.5,
+    temperature: float = 4.0,
+    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+) -> None:
+    """Paint one picture by the features of several networks, and by their softmax.
+
+    Args:
+        content: the photograph; long side 256 pixels, or 96 with --quick, unless --size is given.
+        style: the painting.
+        extractors: the networks to paint by; by default all, with --quick three of them.
+        weights: NETWORK=SOURCE, as in resnet50=file.pth: keras, torchvision (downloaded), or a file.
+        init: the picture that all start from.
+        strength: of the style, between 0 and 1.
+        temperature: what SWAG divides a layer's activations by, in multiples of their standard deviation.
+        flags: those of every study.
+    """
+    studies.start(flags, temperature=temperature)
+    if not 0 < strength < 1:
+        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
+    given = sources(weights)
+    size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
+    photograph = images.load(content, size=size, minimum=32)
+    painting = images.load(style, size=size, minimum=16)
+    starts = {
+        "content": lambda: photograph,
+        "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(flags.seed), photograph.shape)),
+    }
+    first = starts[init]()
+    chosen = {name: each._replace(source=source_of(each, given)) for name, each in chosen.items()}
+    params, left_out = load(chosen, given, like=photograph, seed=flags.seed)
+
+    about = {"size": size, "seed": flags.seed, "init": init, "strength": strength}
+    about |= {"content": studies.source(content), "style": studies.source(style)}
+
+    def program(name, swag):
+        variant = chosen[name]
+        own = {"extractor": name, "swag": swag, "network": variant.network, "weights": told(variant.source)}
+        own |= {"content_layers": variant.content, "style_layers": variant.style}
+        own |= {"temperature": temperature} if swag else {}
+        objective, balanced = losses_of(variant, swag=swag, strength=strength, temperature=temperature)
+        start = lambda: (first, balanced(params[name], photograph, painting))  # noqa: E731
+        run = studies.Run(variant.name + (", SWAG" if swag else ""), own | about, start)
+        return studies.Program(solvers.lbfgs(objective), steps, [run])
+
+    programs = [program(name, swag) for name in params for swag in (False, True)]
+    results = studies.run(flags, programs, measure=judged(photograph, painting))
+    pictures = {"photograph": photograph, "painting": painting}
+    report(flags, results, chosen, {chosen[name].name: why for name, why in left_out.items()}, pictures)
+
+
+def sources(weights):
+    """{network: source} of ["network=source"]."""
+    given = {}
+    for each in weights:
+        network, _, source = each.partition("=")
+        if network not in NETWORKS or not source:
+            raise InputError(f"--weights {each}: give NETWORK=SOURCE; networks are {', '.join(NETWORKS)}")
+        given[network] = source
+    return given
+
+
+def source_of(variant, given):
+    """Random weights stay random, whatever is given for the network."""
+    return variant.source if variant.source == "random" else given.get(variant.network, variant.source)
+
+
+def told(source):
+    return source if source == "random" else studies.source(source)
+
+
+def load(chosen, given, *, like, seed):
+    """({variant's name: its params}, {variant's name: why it is left out}).
+
+    What nobody asked for and cannot be downloaded is left out; what was given is refused if it cannot be had.
+    """
+    left_out = {}
+
+    @cache
+    def loaded(network, source):
+        layers = [name for each in chosen.values() if each.network == network for name in each.content + each.style]
+        return features.load(network, source, layers=tuple(dict.fromkeys(layers)), like=like, seed=seed)
+
+    params = {}
+    for name, variant in chosen.items():
+        try:
+            params[name] = loaded(variant.network, variant.source)
+        except InputError as error:
+            if variant.source not in OFFICIAL or variant.network in given:
+                raise
+            left_out[name] = str(error)
+    if not params:
+        raise InputError(
+            f"--extractors: no weights of {', '.join(left_out)} can be had ({next(iter(left_out.values()))})"
+        )
+    return params, left_out
+
+
+def losses_of(variant, *, swag, strength, temperature):
+    """(objective, balanced) of a variant: balanced(params, photograph, painting) -> data of the objective.
+
+    A style layer's unit is its loss for the untouched photograph, so that each counts the same at the start whatever
+    the scale of its activations; content and style have those of `objectives.balance`.
+    """
+    plain = partial(features.EXTRACTORS[variant.network].features, **variant.options)
+    layers = dict.fromkeys(variant.content + variant.style)
+
+    def extract(params, image):
+        acts = plain(params["network"], image)
+        if swag:
+            acts = {name: losses.swag(acts[name], temperature=params["temperature"][name]) for name in layers}
+        return acts
+
+    statistic = partial(losses.gram, normalization="johnson")
+    objective, targets = objectives.neural_style(extract, statistic=statistic)
+
+    @jax.jit
+    def balanced(network, photograph, painting):
+        acts = plain(network, photograph)
+        params = {"network": network, "temperature": {name: temperature * acts[name].std() for name in layers}}
+        styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
+        each = {
+            "content_layers": dict.fromkeys(variant.content, 1.0),
+            "style_layers": dict.fromkeys(variant.style, 1.0),
+        }
+        data = targets(params, photograph, styles, weights={"content": 1.0, "style": 1.0}, **each)
+        start, goal = extract(params, photograph), data["styles"][0]["targets"]
+        units = {name: jnp.maximum(losses.mse(statistic(start[name]), goal[name]), 1e-30) for name in goal}
+        data["style_layers"] = {name: 1 / (len(units) * unit) for name, unit in units.items()}
+        return objectives.balance(objective, data, photograph, strength=strength)
+
+    return objective, balanced
+
+
+def judged(photograph, painting):
+    """measure(run, picture): distances seen by the judges, and SSIM and LPIPS to the photograph."""
+    of_judges = {
+        judge: next(v for v in VARIANTS.values() if (v.network, v.source) == (judge, "bundled")) for judge in JUDGES
+    }
+
+    @cache
+    def ready(judge):
+        layers = of_judges[judge].content + of_judges[judge].style + metrics.LPIPS_LAYERS * (judge == "vgg16")
+        params = features.load(judge, layers=layers)
+        extract, own = features.EXTRACTORS[judge].features, of_judges[judge]
+
+        @jax.jit
+        def distances(params, picture):
+            content = metrics.content_distance(extract, params, picture, photograph, layers=own.content)
+            style = metrics.style_distance(extract, params, picture, painting, photograph, layers=own.style)
+            more = {"lpips": metrics.lpips(extract, params, picture, photograph)} if judge == "vgg16" else {}
+            return {f"content_{judge}": content, f"style_{judge}": style} | more
+
+        return partial(distances, params)
+
+    def measure(run, picture):
+        figures: dict[str, float | None] = {"ssim": float(metrics.ssim(picture, photograph))}
+        for judge in JUDGES:
+            seen = ready(judge)(picture)
+            own = run.configuration["network"] == judge
+            figures |= {name: None if own else float(value) for name, value in seen.items()}
+        return figures
+
+    return measure
+
+
+def report(flags, results, chosen, left_out, pictures):
+    """Write the card: what the figures say, pictures, curves, the layers."""
+    by = {(r.configuration["extractor"], r.configuration["swag"]): r for r in results}
+    names = list(dict.fromkeys(name for name, _ in by))
+
+    def note(result):
+        judge = judge_of(result)
+        return (
+            f"style {percent(result.figures[f'style_{judge}'])}, content {percent(result.figures[f'content_{judge}'])}"
+        )
+
+    rows = [("", [cards.Picture(picture, label) for label, picture in pictures.items()])]
+    for i in range(0, len(names), 4):
+        for label, swag in (("the features", False), ("their softmax (SWAG)", True)):
+            some = [(chosen[name].name, by[name, swag]) for name in names[i : i + 4]]
+            rows.append((label, [cards.Picture(r.picture(), name, note(r)) for name, r in some]))
+
+    def place(result):
+        return result.figures["content_vgg16"], result.figures["style_vgg16"]
+
+    seen = [name for name in names if place(by[name, False])[0] is not None]
+    scatter = {chosen[name].name: [place(by[name, False]), place(by[name, True])] for name in seen}
+    blocks = [
+        cards.section("The pictures", cards.pictures(rows, caption=CAPTION)),
+        cards.section(
+            "Style against content",
+            cards.curves(
+                scatter,
+                x="content distance, by VGG-16",
+                y="style distance, by VGG-16",
+                log="y",
+                marks=[(*place(by[name, False]), "") for name in seen],
+                caption="From the features (circled) to their softmax. Lower is nearer to the painting’s style, "
+                "further left nearer to the photograph’s content. VGG-16’s own pictures are left out: it must not "
+                "judge itself.",
+            ),
+        ),
+        cards.section(
+            "How each loss falls",
+            cards.beside(
+                *(
+                    cards.curves(
+                        {chosen[name].name: by[name, swag].line("loss") for name in names},
+                        x="evaluations",
+                        y="loss, each in units of its own",
+                        log="y",
+                        caption=f"By {what}. All begin with the same, as each is measured by the photograph’s own.",
+                    )
+                    for what, swag in (("the features", False), ("their softmax", True))
+                )
+            ),
+        ),
+        cards.section(
+            "Layers",
+            cards.table(
+                [
+                    {
+                        "name": chosen[name].name,
+                        "weights": word(chosen[name].source),
+                        "content": ", ".join(chosen[name].content),
+                        "style": ", ".join(chosen[name].style),
+                        "why": chosen[name].why,
+                    }
+                    for name in names
+                ],
+                columns={
+                    "name": "Network",
+                    "weights": "Weights",
+                    "content": "Content",
+                    "style": "Style",
+                    "why": "Whose choice",
+                },
+                caption="Every style layer is measured in its loss for the untouched photograph, style and content in "
+                "units of their own too (objectives.balance), so that the same --strength means the same for all.",
+            ),
+        ),
+    ]
+    if left_out:
+        blocks.insert(1, cards.section("Left out", *(f"{name}: {why}." for name, why in left_out.items())))
+    cells = [[(picture, label) for label, picture in pictures.items()]]
+    for i in range(0, len(names), 4):
+        for label, swag in (("", False), (", SWAG", True)):
+            cells.append([(by[name, swag].picture(), chosen[name].name + label) for name in names[i : i + 4]])
+    studies.write(
+        flags,
+        results,
+        title="Which network’s features paint",
+        lead="One photograph, one painting, one loss, one optimiser; the features that are compared come from networks "
+        "of five families, trained or random, as they are and through SWAG’s softmax (CVPR 2021).",
+        says=says(by, chosen, left_out),
+        blocks=blocks,
+        sheet=plots.contact_sheet(cells, cell=max(192, *pictures["photograph"].shape[:2])),
+        table={
+            "run": "Run",
+            "style_vgg16": "Style, by VGG-16",
+            "content_vgg16": "Content, by VGG-16",
+            "style_squeezenet11": "Style, by SqueezeNet",
+            "content_squeezenet11": "Content, by SqueezeNet",
+            "ssim": "SSIM",
+            "lpips": "LPIPS (uncalibrated, Oxford’s VGG-16)",
+            "left": "Left of its loss",
+            "evaluations": "Evaluations",
+            "seconds": "Seconds",
+        },
+    )
+
+
+CAPTION = (
+    "Style is what is left of the way from the photograph to the painting’s Gram matrices (squared differences), "
+    "content the part of the photograph’s structure that is gone. VGG-16 sees both; it painted none of them but its "
+    "own, which SqueezeNet 1.1 sees. VGG-19 is VGG-16’s cousin, which favours it: the table has SqueezeNet’s judgement "
+    "too."
+)
+
+
+def judge_of(result):
+    """VGG-16, unless it painted the picture."""
+    return next(judge for judge in JUDGES if judge != result.configuration["network"])
+
+
+def says(by, chosen, left_out):
+    """What was found, in words that follow the numbers. by: {(extractor, with SWAG or not): result}."""
+    names = list(dict.fromkeys(name for name, _ in by))
+    style, content = (
+        {key: r.figures[f"{of}_vgg16"] for key, r in by.items() if r.figures[f"{of}_vgg16"] is not None}
+        for of in ("style", "content")
+    )
+    name_of = {name: chosen[name].name for name in names}
+    plain = sorted((name for name in names if (name, False) in style), key=lambda name: style[name, False])
+    text = []
+    if plain:
+        text.append(
+            "By the features as they are, VGG-16 sees this much left of the way to the painting’s style: "
+            + listed([f"{percent(style[name, False])} ({name_of[name]})" for name in plain])
+            + "; and of the photograph’s structure, this much gone: "
+            + listed([f"{percent(content[name, False])} ({name_of[name]})" for name in plain])
+            + "."
+        )
+    if ("vgg16", False) in by and ("vgg19", False) in by:
+        one, two = (percent(by[name, False].figures["style_squeezenet11"]) for name in ("vgg16", "vgg19"))
+        text.append(f"VGG-16’s own picture, which it must not judge, has {one} left by SqueezeNet, VGG-19’s {two}.")
+    for other, what in (("vgg19-average", "average pooling"), ("vgg19-random", "random weights")):
+        if (other, False) in by and ("vgg19", False) in by:
+            a, b = style[other, False], style["vgg19", False]
+            c, d = content[other, False], content["vgg19", False]
+            text.append(
+                f"VGG-19 with {what} leaves {times(a, b)} of the style’s distance, and loses {times(c, d)} of the "
+                "content, that it does without."
+            )
+    changed = {name: style[name, True] / max(style[name, False], 1e-12) for name in plain}
+    better = [f"{name_of[name]} ({ratio:.2g} times)" for name, ratio in changed.items() if ratio < 1]
+    worse = [f"{name_of[name]} ({ratio:.2g} times)" for name, ratio in changed.items() if ratio >= 1]
+    sentences = [f"SWAG lowers the style’s distance by {listed(better)}"] if better else []
+    sentences += [f"{'and' if better else 'SWAG'} raises it by {listed(worse)}"] if worse else []
+    if sentences:
+        text.append(", ".join(sentences) + ".")
+    text += [claim(name, name_of[name], style, content) for name in names if chosen[name].network == "resnet50"]
+    if left_out:
+        text.append(
+            f"Left out, as the official weights could not be had: {listed(list(left_out))}. "
+            + (
+                "Whether SWAG makes a trained ResNet usable was therefore not tested. "
+                if "ResNet-50" in left_out
+                else ""
+            )
+            + "--weights NETWORK=FILE takes a copy."
+        )
+    return text
+
+
+def claim(name, title, style, content):
+    """SWAG's claim, that it makes a ResNet as good as VGG: does it close at least half of the gap to VGG-19?"""
+    before, after = style[name, False], style[name, True]
+    told = (
+        f"{title} leaves {percent(before)} of the style’s distance, with SWAG {percent(after)}, while "
+        f"{percent(content[name, False])} and {percent(content[name, True])} of the content go"
+    )
+    if ("vgg19", False) not in style:
+        return told + "."
+    goal = style["vgg19", False]
+    told += f"; VGG-19 leaves {percent(goal)} and {percent(content['vgg19', False])}"
+    if before <= goal:
+        return f"{told}. It needs no SWAG here."
+    closed = (before - after) / (before - goal)
+    if closed < 0:
+        return f"{told}. SWAG widens the gap: its claim, that ResNets become usable, is not borne out here."
+    verdict = "holds here" if closed >= 0.5 else "is not borne out here"
+    return f"{told}. SWAG closes {percent(closed)} of the gap: its claim, that ResNets become usable, {verdict}."
+
+
+def word(source):
+    return source if source in ("bundled", "random", *OFFICIAL) else Path(source).name
+
+
+def times(a, b):
+    return f"{a / max(b, 1e-12):.2g} times"
+
+
+def percent(part):
+    """0.1234 -> 12 %, 0.001234 -> 0.12 %."""
+    return f"{float(f'{100 * part:.2g}'):,g}\u00a0%"
+
+
+def listed(parts):
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+if __name__ == "__main__":
+    terminal.tune_malloc()
+    terminal.cache_compilations()
+    with terminal.refusals("ablate_features.py"):
+        tyro.cli(main)

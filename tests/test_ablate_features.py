@@ -1,0 +1,213 @@
+"""experiments/ablate_features.py: units, judges, weights that cannot be had, the study at tiny size."""
+
+import csv
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tyro
+from test_vgg import narrow
+
+from nstjax import features, images, losses, objectives, terminal
+from nstjax.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+RNG = np.random.default_rng(0)
+PHOTOGRAPH, PAINTING = (
+    np.asarray(jax.image.resize(RNG.random((6, 7, 3), np.float32), (36, 40, 3), "cubic")).clip(0, 1) for _ in range(2)
+)
+
+
+def module(name):
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+studies, ablate = module("studies"), module("ablate_features")
+
+
+def narrow_squeezenet():
+    rng, tree = np.random.default_rng(1), {"mean": np.full(3, 0.45, np.float32)}
+    for layer, parts in features.EXTRACTORS["squeezenet11"].shapes().items():
+        kind = "strided" if "strided" in parts else "kernel"
+        h, w, before, after = parts[kind]
+        before, after = (before if before == 3 else before // 8), after // 8
+        kernel = rng.normal(0, (2 / (h * w * before)) ** 0.5, (h, w, before, after)).astype(np.float32)
+        tree[layer] = {kind: kernel, "bias": np.zeros(after, np.float32)}
+    return tree
+
+
+def tiny(network, source="bundled", *, seed=0, **more):
+    """`features.load` of narrow networks; official weights cannot be had."""
+    if source in ("keras", "torchvision") or "." in str(source):
+        raise InputError(f"https://example.org/{network}: cannot be downloaded (no network)")
+    tree = narrow_squeezenet() if network == "squeezenet11" else narrow(network, seed + (source == "random"))
+    return features.prepare(tree, winograd=False)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs ablate_features.py in this process with narrow networks; returns the study's folder."""
+    monkeypatch.setattr(features, "load", tiny)
+
+    def run(*given, output="study"):
+        command = ["--output", tmp_path / output, "--size", 40, "--steps", 6, *given]
+        monkeypatch.setattr(sys, "argv", ["experiments/ablate_features.py", *map(str, command)])
+        with terminal.refusals("ablate_features.py"):
+            tyro.cli(ablate.main)
+        return tmp_path / output
+
+    return run
+
+
+def test_layers_are_those_of_the_networks():
+    for variant in ablate.VARIANTS.values():
+        known = features.EXTRACTORS[variant.network].layers
+        assert set(variant.content + variant.style) <= set(known)
+        depths = [known.index(name) for name in variant.style]
+        assert depths == sorted(set(depths))
+    assert set(ablate.Name.__args__) == set(ablate.VARIANTS) >= set(ablate.QUICK)
+
+
+@pytest.mark.parametrize("swag", [False, True])
+@pytest.mark.parametrize("name", ["vgg19", "squeezenet11"])
+def test_every_loss_begins_in_units_of_its_own(name, swag):
+    variant = ablate.VARIANTS[name]
+    objective, balanced = ablate.losses_of(variant, swag=swag, strength=0.25, temperature=1.0)
+    objective = jax.jit(objective)
+    for louder in (1, 30):
+        tree = narrow_squeezenet() if name == "squeezenet11" else narrow(name)
+        last = "fire9_expand3x3" if name == "squeezenet11" else "conv5_1"
+        tree[last] = {part: louder * array for part, array in tree[last].items()}
+        data = balanced(features.prepare(tree, winograd=False), PHOTOGRAPH, PAINTING)
+        loss, terms = objective(PHOTOGRAPH, data)
+        assert terms["content"] == pytest.approx(0, abs=1e-6)
+        np.testing.assert_allclose(loss, objectives.SCALE * 300 * 0.25**2, rtol=1e-4)
+        for only in variant.style:
+            one = {layer: weight * (layer == only) for layer, weight in data["style_layers"].items()}
+            alone, _ = objective(PHOTOGRAPH, data | {"style_layers": one})
+            np.testing.assert_allclose(alone, loss / len(variant.style), rtol=1e-3)
+
+
+def test_swag_compares_softened_features():
+    variant = ablate.VARIANTS["vgg19"]
+    params = features.prepare(narrow(), winograd=False)
+    _, balanced = ablate.losses_of(variant, swag=True, strength=0.5, temperature=2.0)
+    data = balanced(params, PHOTOGRAPH, PAINTING)
+    acts = features.EXTRACTORS["vgg19"].features(params, PHOTOGRAPH)["relu4_2"]
+    expected = np.exp(np.asarray(acts / (2 * acts.std()), np.float64))
+    np.testing.assert_allclose(data["content"]["relu4_2"], expected / expected.mean(), rtol=1e-3)
+    goal = features.EXTRACTORS["vgg19"].features(params, PAINTING)["relu1_1"]
+    deviation = features.EXTRACTORS["vgg19"].features(params, PHOTOGRAPH)["relu1_1"].std()
+    soft = losses.swag(goal, temperature=2 * deviation)
+    target = data["styles"][0]["targets"]["relu1_1"]
+    np.testing.assert_allclose(target, losses.gram(soft, normalization="johnson"), rtol=1e-3)
+
+
+def test_judges_see_what_is_there_and_never_their_own(monkeypatch):
+    monkeypatch.setattr(features, "load", tiny)
+    measure = ablate.judged(PHOTOGRAPH, PAINTING)
+    by = lambda network: studies.Run("", {"network": network}, lambda: ())  # noqa: E731
+    same, other = measure(by("resnet50"), PHOTOGRAPH), measure(by("resnet50"), PAINTING)
+    assert same["ssim"] == pytest.approx(1) and same["lpips"] == pytest.approx(0, abs=1e-6)
+    for judge in ablate.JUDGES:
+        assert same[f"style_{judge}"] == pytest.approx(1, rel=1e-4) and same[f"content_{judge}"] == 0
+        assert other[f"style_{judge}"] == pytest.approx(0, abs=1e-6) and other[f"content_{judge}"] > 0.05
+    own = {judge: measure(by(judge), PAINTING) for judge in ablate.JUDGES}
+    assert own["vgg16"] == other | dict.fromkeys(("content_vgg16", "style_vgg16", "lpips"))
+    assert own["squeezenet11"] == other | dict.fromkeys(("content_squeezenet11", "style_squeezenet11"))
+
+
+def test_the_study_from_end_to_end(run, capsys):
+    chosen = ["--extractors", "vgg19", "vgg19-average", "vgg16", "resnet50"]
+    folder = run(*chosen)
+    table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
+    titles = [ablate.VARIANTS[name].name for name in chosen[1:-1]]
+    assert list(table) == [title + more for title in titles for more in ("", ", SWAG")]
+    assert all(float(row["left"]) < 1 for row in table.values())
+    blank = {name for name, row in table.items() if not row["style_vgg16"]}
+    assert blank == {"VGG-16", "VGG-16, SWAG"}
+    assert len({row["loss"] for row in table.values()}) == len(table)  # pooling, weights and softmax all count
+    whole = json.loads((folder / "results.json").read_text())
+    assert "Left out" in whole["says"][-1] and "ResNet-50" in whole["says"][-1]
+    card = (folder / "card.html").read_text()
+    assert "ResNet-50: https://example.org/resnet50: cannot be downloaded (no network)." in card
+    assert card.count("<img src=") == 2 + 6
+    assert images.load(folder / "sheet.png").std() > 0.1
+    capsys.readouterr()
+    run(*chosen)
+    assert "6 of 6 runs are done already" in capsys.readouterr().out
+
+
+def result(style, content, judge="vgg16"):
+    figures = {f"{of}_{j}": None for of in ("style", "content") for j in ablate.JUDGES}
+    figures |= {f"style_{judge}": style, f"content_{judge}": content}
+    return studies.Result("", {}, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
+
+
+@pytest.mark.parametrize(
+    ("plain", "swag", "told"),
+    [
+        (0.5, 0.2, "SWAG closes 75 % of the gap: its claim, that ResNets become usable, holds here."),
+        (0.5, 0.4, "SWAG closes 25 % of the gap: its claim, that ResNets become usable, is not borne out here."),
+        (0.5, 0.6, "SWAG widens the gap"),
+        (0.05, 0.01, "It needs no SWAG here."),
+    ],
+)
+def test_what_the_card_says_of_swag_follows_the_numbers(plain, swag, told):
+    by = {("vgg19", False): result(0.1, 0.3), ("vgg19", True): result(0.2, 0.3)}
+    by |= {("resnet50", False): result(plain, 0.1), ("resnet50", True): result(swag, 0.4)}
+    text = [part.replace("\u00a0", " ") for part in ablate.says(by, ablate.VARIANTS, {})]
+    first = "5 % (ResNet-50) and 10 % (VGG-19)" if plain < 0.1 else f"10 % (VGG-19) and {100 * plain:.0f} % (ResNet-50)"
+    assert first in text[0]
+    assert "VGG-19 (2 times)" in text[1] and ("lowers" in text[1]) == (swag < plain)
+    assert told in text[2] and len(text) == 3
+
+
+def test_the_card_says_what_could_not_be_tested():
+    by = {("vgg19", False): result(0.1, 0.3), ("vgg19", True): result(0.2, 0.3)}
+    by |= {(name, swag): result(0.4, 0.9) for name in ("vgg19-average", "vgg19-random") for swag in (False, True)}
+    by |= {("vgg16", swag): result(0.3, 0.2, "squeezenet11") for swag in (False, True)}
+    by[("vgg19", False)].figures["style_squeezenet11"] = 0.6
+    text = " ".join(ablate.says(by, ablate.VARIANTS, {"ResNet-50": "no network"})).replace("\u00a0", " ")
+    assert "VGG-16’s own picture, which it must not judge, has 30 % left by SqueezeNet, VGG-19’s 60 %" in text
+    assert (
+        "VGG-19 with average pooling leaves 4 times of the style’s distance, and loses 3 times of the content" in text
+    )
+    assert "Whether SWAG makes a trained ResNet usable was therefore not tested" in text
+
+
+def test_weights_are_given_by_network():
+    given = ablate.sources(("resnet50=a=b.pth", "vgg19=keras"))
+    assert given == {"resnet50": "a=b.pth", "vgg19": "keras"}
+    sources = {name: ablate.source_of(variant, given) for name, variant in ablate.VARIANTS.items()}
+    assert sources["resnet50"] == "a=b.pth" and sources["resnet50-random"] == sources["vgg19-random"] == "random"
+    assert sources["vgg19-average"] == "keras" and sources["vit_b16"] == "torchvision"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--weights", "resnet50"], "--weights resnet50: give NETWORK=SOURCE; networks are vgg19, vgg16"),
+        (["--weights", "alexnet=a.pth"], "--weights alexnet=a.pth: give NETWORK=SOURCE"),
+        (["--extractors", "resnet50", "--weights", "resnet50=torchvision"], "resnet50: cannot be downloaded"),
+        (["--extractors", "vgg19", "resnet50", "--weights", "resnet50=a.pth"], "resnet50: cannot be downloaded"),
+        (["--extractors", "resnet50", "vit_b16"], "--extractors: no weights of resnet50, vit_b16 can be had (https:"),
+        (["--strength", "0"], "--strength 0.0: give a number between 0 and 1"),
+        (["--temperature", "0"], "--temperature 0.0: give a number above 0"),
+        (["--style", "none.jpg"], "none.jpg: no such file"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_any_work(run, capsys, monkeypatch, given, told):
+    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
+    with pytest.raises(SystemExit) as error:
+        run(*given)
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and told in line and line.count("\n") == 1
