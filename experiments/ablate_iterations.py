@@ -1,0 +1,340 @@
+"""How many iterations a picture needs: content kept against style reached, step by step, and where the knee is.
+
+    python experiments/ablate_iterations.py --output iterations
+    python experiments/ablate_iterations.py --content a.jpg b.jpg --style c.jpg d.jpg --adain adain.safetensors
+
+The first takes about five minutes on two CPU cores; stopped, it goes on where it was.
+"""
+
+import csv
+import io
+import math
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import ablate_losses
+import jax
+import numpy as np
+import studies
+import tyro
+from ablate_losses import short
+
+from nstjax import cards, files, images, metrics, objectives, plots, solvers, terminal
+from nstjax.errors import InputError
+from nstjax.features import vgg
+
+DEFAULTS = studies.Flags(output=Path("iterations"))
+SETTLED = 1.1  # times the last style distance, from where on little is gained
+SHOWN = 8  # pictures of a pair
+
+
+class Pair(NamedTuple):
+    """A photograph [H, W, 3], a painting [h, w, 3], and AdaIN's picture of them [H, W, 3] if there is one."""
+
+    photograph: np.ndarray
+    painting: np.ndarray
+    reference: np.ndarray | None
+    about: dict
+
+
+def main(
+    *,
+    content: tuple[Path, ...] = (studies.PICTURES / "astronaut.jpg",),
+    style: tuple[Path, ...] = (studies.PICTURES / "gale.jpg",),
+    adain: Path | None = None,
+    reference: tuple[Path, ...] = (),
+    strength: float = 0.5,
+    weights: str = "bundled",
+    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+) -> None:
+    """Measure a picture while it is painted, from the photograph, by Gram matrices and L-BFGS (Gatys 2015).
+
+    Args:
+        content: photographs; long side 256 pixels, or 128 with --quick, unless --size is given.
+        style: a painting for each photograph; a single photograph or painting goes with all of the others.
+        adain: AdaIN's decoder, a file that train_adain.py wrote, whose pictures are compared with.
+        reference: or the pictures themselves, one for each pair, by whatever program; stretched to the photograph's
+            shape.
+        strength: above 0, where the photograph is kept, and under 1, where its style alone counts.
+        weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
+        flags: those of every study.
+    """
+    studies.start(flags)
+    if not 0 < strength < 1:
+        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    names = paired(content, style)
+    if adain and reference:
+        raise InputError("--adain, --reference: both are given; one of them says what AdaIN's pictures are")
+    if reference and len(reference) != len(names):
+        raise InputError(f"--reference: {len(reference)} given for {len(names)} pairs; give one for each")
+    size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (60 if flags.quick else 300)
+    decoder = adain and ablate_losses.load_decoder(adain)
+    pairs = {}
+    for i, (name, (photograph, painting)) in enumerate(names.items()):
+        first, second = (images.load(path, size=size, minimum=32) for path in (photograph, painting))
+        about = {"content": studies.source(photograph), "style": studies.source(painting)}
+        at = images.load(reference[i], size=first.shape[:2]) if reference else None
+        if decoder:
+            at = ablate_losses.paint_by_adain(decoder, first, second)
+        if at is not None:
+            about["reference"] = studies.source(adain or reference[i])
+        pairs[name] = Pair(first, second, at, about)
+
+    params = ablate_losses.load_networks(weights, like=next(iter(pairs.values())).photograph)
+    heads = metrics.load_heads("vgg") if weights == "torchvision" else None
+    objective, targets = objectives.neural_style(vgg.features, statistic=ablate_losses.gram)
+
+    def prepare(pair):
+        """The photograph, and the objective's data."""
+        painting = {"image": pair.painting, "mask": None, "region": None, "weight": 1.0}
+        terms = {"content": 1.0, "style": 1.0}
+        layers = {"content_layers": {ablate_losses.CONTENT_LAYER: 1.0}, "style_layers": ablate_losses.EVERY}
+        data = jax.jit(targets)(params["vgg19"], pair.photograph, [painting], weights=terms, **layers)
+        return pair.photograph, jax.jit(partial(objectives.balance, objective))(
+            data, pair.photograph, strength=strength
+        )
+
+    judge, compare = jax.jit(partial(ablate_losses.figures, heads=heads)), jax.jit(partial(to_reference, heads=heads))
+
+    def measure(run, picture):
+        pair = pairs[run.name]
+        known = judge(params, picture, pair.photograph, pair.painting)
+        if pair.reference is not None:
+            known = known | compare(params["vgg16"], picture, pair.reference)
+        return {name: float(x) for name, x in known.items()}
+
+    about = {"size": size, "strength": strength, "weights": studies.source(weights)}
+    runs: dict[tuple, list] = {}
+    for name, pair in pairs.items():
+        runs.setdefault(pair.photograph.shape, []).append(studies.Run(name, about | pair.about, partial(prepare, pair)))
+    solver = solvers.lbfgs(objective)
+    programs = [studies.Program(solver, steps, some, keep=spaced(steps)) for some in runs.values()]
+    results = studies.run(flags, programs, measure=measure)
+    report(flags, results, pairs, calibrated=heads is not None)
+
+
+def paired(contents, styles):
+    """{name: (photograph, painting)} of the paths; a single one goes with all of the others."""
+    count = max(len(contents), len(styles))
+    for flag, given in (("--content", contents), ("--style", styles)):
+        if len(given) not in (1, count):
+            raise InputError(f"{flag}: {len(given)} given for {count} pairs; give one for each, or one for all")
+    pairs: dict[str, tuple] = {}
+    for pair in zip(contents * (count // len(contents)), styles * (count // len(styles)), strict=True):
+        if pair in pairs.values():
+            raise InputError(f"--content, --style: {pair[0]} with {pair[1]} is given twice")
+        name = f"{pair[0].stem}, {pair[1].stem}"
+        while name in pairs:
+            name += "’"
+        pairs[name] = pair
+    return pairs
+
+
+def spaced(steps, *, octave=3):
+    """Steps to look at: 0, 1, and so on about `octave` of each doubling, up to `steps`."""
+    count = math.ceil(octave * math.log2(max(steps, 1)))
+    return tuple(sorted({0, steps, *(round(steps ** (i / max(count, 1))) for i in range(count + 1))}))
+
+
+def to_reference(params, picture, reference, *, heads=None):
+    """How far a picture is from another, by pixels and by LPIPS; params are VGG-16's."""
+    return {
+        "reference_mse": metrics.mse(picture, reference),
+        "reference_ssim": metrics.ssim(picture, reference),
+        "reference_lpips": metrics.lpips(vgg.features, params, picture, reference, heads=heads),
+    }
+
+
+def knee(x, y):
+    """Where a curve of falling y turns from steep to flat: the index of a point, or None for a curve that does not.
+
+    Kneedle without smoothing (Satopaa 2011, doi 10.1109/ICDCSW.2011.20): the point farthest below the chord from the
+    first to the last point, where both axes are scaled so that it goes from (0, 1) to (1, 0). There, most of the way in
+    y is done for the least of the way in x. Points at the chord or above are none.
+    """
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 3 or x[-1] == x[0] or y[-1] == y[0]:
+        return None
+    gain = progress(y) - progress(x)
+    best = int(np.argmax(gain))
+    return best if gain[best] > 1e-6 else None
+
+
+def progress(values):
+    """Values scaled to go from 0 at the first to 1 at the last."""
+    values = np.asarray(values, float)
+    return (values - values[0]) / (values[-1] - values[0])
+
+
+def track(result):
+    """{figure: its values at every step that was looked at}, "step" and "lost", 1 - SSIM, among them."""
+    last = {"step": int(result.figures["evaluations"])}
+    points = [moment for moment in result.moments if moment["step"] < last["step"]]
+    points.append(last | {name: result.figures[name] for name in result.moments[0] if name != "step"})
+    columns = {name: [point[name] for point in points] for name in points[0]}
+    return columns | {"lost": [1 - value for value in columns["ssim"]]}
+
+
+def knees(columns):
+    """{what is said to measure the content: the knee's index, or None}."""
+    return {name: knee(columns[name], columns["style_distance"]) for name in LOST}
+
+
+LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
+TO_REFERENCE = {"reference_mse": "MSE", "reference_ssim": "SSIM", "reference_lpips": "LPIPS"}
+CAPTION = (
+    "From the photograph on. L is LPIPS to the photograph, s the style distance (1 is the photograph, 0 the painting). "
+    "The knee is that of style distance against LPIPS."
+)
+
+
+def report(flags, results, pairs, *, calibrated):
+    """Write the card, and iterations.csv with every figure at every step that was looked at."""
+    tracks = {r.name: track(r) for r in results}
+    at = {name: knees(columns) for name, columns in tracks.items()}
+    lines, cells = [], []
+    for result in results:
+        pair, columns, turn = pairs[result.name], tracks[result.name], at[result.name]["lpips"]
+        row = [cards.Picture(pair.painting, "painting")]
+        row += [cards.Picture(pair.reference, "AdaIN’s picture")] if pair.reference is not None else []
+        for i in shown(len(columns["step"]), turn):
+            step = columns["step"][i]
+            picture = result.picture(None if i + 1 == len(columns["step"]) else step)
+            label = f"iteration {step}" + (", the knee" if i == turn else "")
+            note = f"L {short(columns['lpips'][i])}, s {short(columns['style_distance'][i])}"
+            row.append(cards.Picture(picture, label if step else "photograph", note))
+        lines.append((result.name, row))
+        cells.append([(ablate_losses.larger(each.image), each.label) for each in row])
+
+    def over(name, y, *, log="x", marked=False):
+        """A figure over iterations."""
+        series = {key: list(zip(columns["step"], columns[name], strict=True)) for key, columns in tracks.items()}
+        turns = [(series[key][i], f"{series[key][i][0]}") for key in series if (i := at[key]["lpips"]) is not None]
+        marks = [(*point, label) for point, label in turns] if marked else []
+        return cards.curves(series, x="iterations", y=y, log=log, marks=marks, caption=f"{y} over iterations.")
+
+    def trade_off(name, label):
+        series = {
+            key: list(zip(columns[name], columns["style_distance"], strict=True)) for key, columns in tracks.items()
+        }
+        turns = [(key, i) for key in series if (i := at[key][name]) is not None]
+        marks = [(*series[key][i], f"{tracks[key]['step'][i]}") for key, i in turns]
+        caption = f"Style distance against {label}; the circle is the knee, with its iteration."
+        return cards.curves(series, x=label, y="style distance", marks=marks, caption=caption)
+
+    blocks = [
+        cards.section("The pictures", cards.pictures(lines, caption=CAPTION)),
+        cards.section("Content against style", cards.beside(*(trade_off(*each) for each in LOST.items()))),
+        cards.section(
+            "Over iterations",
+            cards.beside(
+                over("style_distance", "style distance", log="xy", marked=True),
+                over("lpips", "LPIPS to the photograph", marked=True),
+                over("ssim", "SSIM to the photograph"),
+                over("mse", "MSE to the photograph"),
+            ),
+        ),
+    ]
+    if all("reference_mse" in columns for columns in tracks.values()):
+        some = [over(name, f"{label} to AdaIN’s picture") for name, label in TO_REFERENCE.items()]
+        blocks.append(cards.section("Against AdaIN’s picture", cards.beside(*some)))
+    rows = [
+        {"pair": name} | {figure: values[i] for figure, values in columns.items() if figure != "lost"}
+        for name, columns in tracks.items()
+        for i in range(len(columns["step"]))
+    ]
+    headings = {"pair": "Pair", "step": "Iterations"} | ablate_losses.FIGURES
+    headings |= {name: f"{label} to AdaIN" for name, label in TO_REFERENCE.items() if name in rows[0]}
+    blocks.append(cards.section("Every step", cards.table(rows, columns=headings, caption="Every picture looked at.")))
+    blocks.append(cards.section("How to read the figures", *explained(calibrated)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write(flags.output / "iterations.csv", text.getvalue().encode())
+    studies.write(
+        flags,
+        results,
+        title="How many iterations a picture needs",
+        lead="A picture of Gatys 2015 while it is painted: how much of the photograph is kept, how much of the "
+        "painting’s style is reached, and from where on more work takes more than it gives.",
+        says=says(tracks, at),
+        blocks=blocks,
+        sheet=plots.contact_sheet(cells, cell=ablate_losses.CELL),
+        table={"run": "Pair", "loss": "Loss", "left": "Left of it"}
+        | ablate_losses.FIGURES
+        | {"evaluations": "Evaluations", "seconds": "Seconds"},
+    )
+
+
+def explained(calibrated):
+    """What the figures are, in paragraphs."""
+    return [
+        *ablate_losses.explained(calibrated)[:2],
+        "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
+        "own (--strength). A knee is where the curve of style distance against what is lost of the content is "
+        "farthest below the straight line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): "
+        "before it a step gives more style than it takes content, after it less, each as a share of the whole way. It "
+        "is among the steps looked at, and goes by the whole run: with more iterations it comes later.",
+    ]
+
+
+def shown(count, turn):
+    """Indices of the points whose pictures are shown: evenly spread, the ends and the knee among them."""
+    every = {round(i * (count - 1) / (SHOWN - 2)) for i in range(SHOWN - 1)}
+    return sorted(every | ({turn} if turn is not None else set()))
+
+
+def says(tracks, at):
+    """What was found, in words that follow the numbers."""
+    text = [sentence for name, columns in tracks.items() for sentence in of_pair(name, columns, at[name])]
+    found = {
+        name: [c["step"][at[key][name]] for key, c in tracks.items() if at[key][name] is not None] for name in LOST
+    }
+    if len(tracks) > 1 and found["lpips"]:
+        text.append(
+            f"Over all {len(tracks)} pairs the knee by LPIPS is at {min(found['lpips'])} to {max(found['lpips'])} "
+            f"iterations, {np.median(found['lpips']):g} in the middle."
+        )
+    if not any("reference_mse" in columns for columns in tracks.values()):
+        text.append(
+            "The comparison with AdaIN’s pictures was left out: it needs AdaIN’s decoder (--adain FILE, which "
+            "train_adain.py writes) or its pictures (--reference FILE ...)."
+        )
+    return text
+
+
+def of_pair(name, columns, at):
+    """What was found of a pair, in sentences."""
+    steps, style = columns["step"], columns["style_distance"]
+    turn = at["lpips"]
+    if turn is None:
+        first = f"{name}: there is no knee; style distance falls in step with what is lost of the content."
+    else:
+        reached, lost = (100 * progress(columns[key])[turn] for key in ("style_distance", "lpips"))
+        others = [f"{steps[at[key]]} by {label}" for key, label in LOST.items() if key != "lpips" and at[key]]
+        first = (
+            f"{name}: the knee is at iteration {steps[turn]} of {steps[-1]}. By then the picture has gone "
+            f"{short(reached)} % of its way in style (distance {short(style[turn])}, at last {short(style[-1])}) for "
+            f"{short(lost)} % of its way from the photograph in LPIPS"
+            + (f"; it is at {' and at '.join(others)}." if others else ".")
+        )
+    settled = next(step for step, value in zip(steps, style, strict=True) if value <= SETTLED * style[-1])
+    last = [
+        f"From iteration {settled} on the style distance is within {100 * (SETTLED - 1):.0f} % of its last.",
+    ]
+    if "reference_mse" in columns:
+        best = {
+            label: steps[int(pick(columns[key]))]
+            for (key, label), pick in zip(TO_REFERENCE.items(), (np.argmin, np.argmax, np.argmin), strict=True)
+        }
+        where = ", ".join(f"{step} by {label}" for label, step in best.items())
+        last.append(f"It is nearest to AdaIN’s picture at iteration {where}.")
+    return [" ".join([first, *last])]
+
+
+if __name__ == "__main__":
+    terminal.cache_compilations()
+    with terminal.refusals("ablate_iterations.py"):
+        tyro.cli(main)

@@ -1,0 +1,525 @@
+"""What each loss does to a picture: the losses of the papers side by side, the same photograph, painting and solver.
+
+    python experiments/ablate_losses.py --output losses
+    python experiments/ablate_losses.py --output losses --quick --groups distances alpha
+
+The first takes about an hour on two CPU cores; stopped, it goes on where it was.
+"""
+
+import functools
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import studies
+import tyro
+
+from nstjax import cards, features, images, losses, metrics, nets, objectives, patches, plots, solvers, styles, terminal
+from nstjax.errors import InputError
+from nstjax.features import vgg
+from nstjax.nets import adain as adain_net
+
+STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+CONTENT_LAYER = "relu4_2"
+EVERY = dict.fromkeys(STYLE_LAYERS, 1.0)
+CROWSON = dict(zip(STYLE_LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
+AUGUSTINS = dict(zip(STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True))
+ALPHAS = {128: 5e-6, 256: 1e-6, 512: 1e-7}  # Augustins's, of each size
+CELLS = 4  # cells of a side, in which statistics are taken patch by patch
+gram = partial(losses.gram, normalization="johnson")
+
+
+def style_term(statistic, distance=losses.mse):
+    """A style loss as a term: target is {"of": {layer: statistic}, "layers": {layer: weight}}."""
+
+    def term(x, image, target):
+        own = {"statistic": statistic, "distance": distance, "weights": target["layers"]}
+        return losses.style(x["vgg19"], target["of"], **own)
+
+    return term
+
+
+def prior(power):
+    return lambda x, image, target: losses.total_variation(image, power=power)
+
+
+# Every loss: (features of both networks, image, target) -> number.
+KEEP = {
+    "content": lambda x, image, target: losses.content(x["vgg19"], target),
+    "content_charbonnier": lambda x, image, target: losses.content(x["vgg19"], target, distance=losses.charbonnier),
+    "perceptual": lambda x, image, target: losses.perceptual(x["vgg16"], target["of"], heads=target["heads"]),
+    "laplacian": lambda x, image, target: losses.mse(losses.laplacian(image), target),
+}
+CHANGE = {
+    "style": style_term(gram),
+    "style_charbonnier": style_term(gram, losses.charbonnier),
+    "cells": style_term(partial(patches.patchwise, statistic=gram, grid=CELLS)),
+    "composition": style_term(partial(patches.patchwise, statistic=gram, grid=CELLS)),
+    "nearest": style_term(losses.activations, patches.nearest),
+    "wasserstein": style_term(losses.gaussian, losses.wasserstein2),
+    "reconstruction": lambda x, image, target: losses.mse(image, target),
+    "tv2": prior(2.0),
+    "tv1.25": prior(1.25),
+    "tv1": prior(1.0),
+}
+# Gatys 2015, eq. 1 and 5, as Augustins weighs them; Gram matrices as in eq. 4.
+GATYS = {
+    "gatys_content": lambda x, image, target: sum(
+        ((x["vgg19"][name] - y) ** 2).sum() / 2 for name, y in target.items()
+    ),
+    "gatys_style": lambda x, image, target: style_term(losses.gram)(x, image, target) / 4,
+}
+TERMS = KEEP | CHANGE | GATYS
+
+Group = Literal[
+    "distances", "tv", "alpha", "laplacian", "perceptual", "patches", "nearest", "wasserstein", "adain", "augustins"
+]
+HEADINGS: dict[Group, str] = {
+    "distances": "MSE and Charbonnier",
+    "tv": "Total variation",
+    "alpha": "α",
+    "laplacian": "Laplacian",
+    "perceptual": "LPIPS",
+    "patches": "Patch-wise statistics",
+    "nearest": "Nearest patches",
+    "wasserstein": "Wasserstein-2",
+    "adain": "AdaIN’s picture",
+    "augustins": "Augustins’s weights",
+}
+
+# {group: {run: {term: weight}}}. The weights are of losses in units of their own (`units`), and such that pictures of
+# one group, and all that differ in the kind of a loss alone, keep about the same content.
+BASE = {"content": 1.0, "style": 10.0}
+BASELINE = "content MSE, style MSE"
+GROUPS: dict[Group, dict[str, dict[str, float]]] = {
+    "distances": {
+        "content Charbonnier, style MSE": {"content_charbonnier": 1.5, "style": 10.0},
+        "content MSE, style Charbonnier": {"content": 1.0, "style_charbonnier": 3.0},
+        "content and style Charbonnier": {"content_charbonnier": 1.5, "style_charbonnier": 3.0},
+    },
+    "tv": {
+        "TV, power 2": BASE | {"tv2": 0.5},
+        "TV, power 1.25": BASE | {"tv1.25": 0.5},
+        "TV, power 1": BASE | {"tv1": 0.5},
+    },
+    "alpha": {f"α {alpha:g}": BASE | {"content": alpha} for alpha in (0.03, 0.3, 3.0, 30.0)},
+    "laplacian": {f"Laplacian {weight:g}": BASE | {"laplacian": weight} for weight in (3.0, 30.0)},
+    "perceptual": {"perceptual": {"perceptual": 3.0, "style": 10.0}},
+    "patches": {
+        "Gram of each cell": {"content": 1.0, "cells": 10.0},
+        "Gram of the cell at that place": {"content": 1.0, "composition": 10.0},
+    },
+    "nearest": {"nearest patches": {"content": 1.0, "nearest": 2.0}},
+    "wasserstein": {"Wasserstein-2": {"content": 1.0, "wasserstein": 4.0}},
+    "adain": {
+        "reconstruction": {"reconstruction": 3.0, "style": 10.0},
+        "content and reconstruction": BASE | {"reconstruction": 3.0},
+    },
+}
+# What takes long to compute is compiled for those that need it alone.
+ALONE = ("perceptual", "patches", "nearest", "wasserstein")
+DEFAULTS = studies.Flags(output=Path("losses"))
+
+
+class Scene(NamedTuple):
+    """A size's pictures [H, W, 3], and what the objective's data have in common."""
+
+    photograph: np.ndarray
+    painting: np.ndarray
+    targets: dict
+    units: dict
+
+
+def main(
+    *,
+    content: Path = studies.PICTURES / "astronaut.jpg",
+    style: Path = studies.PICTURES / "gale.jpg",
+    groups: tuple[Group, ...] = tuple(HEADINGS),
+    adain: Path | None = None,
+    reference: Path | None = None,
+    weights: str = "bundled",
+    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+) -> None:
+    """Paint a photograph with one loss after another, from the photograph, by L-BFGS.
+
+    Args:
+        content: the photograph; long side 256 pixels, or 128 with --quick, unless --size is given.
+        style: the painting.
+        groups: what to compare: distances (Pandey's MSE and Charbonnier), tv (Kitov's three powers), alpha (his ratio
+            of content to style), laplacian, perceptual (LPIPS keeps the content), patches (statistics of cells),
+            nearest (each patch is like one of the painting's), wasserstein, adain (its picture is reconstructed),
+            augustins (his weights of layers, and his α for 128, 256 and 512 pixels, up to twice the size).
+        adain: AdaIN's decoder, a file that train_adain.py wrote, whose picture is reconstructed.
+        reference: or AdaIN's picture itself, by whatever program. Without either that group is left out.
+        weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
+        flags: those of every study.
+    """
+    studies.start(flags)
+    if adain and reference:
+        raise InputError("--adain, --reference: both are given; one of them says what AdaIN's picture is")
+    size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
+    chosen = tuple(name for name in HEADINGS if name in groups and (name != "adain" or adain or reference))
+    sizes = [each for each in ALPHAS if each <= (1 if flags.quick else 2) * size] or [size]
+    table: dict[str, tuple] = {BASELINE: (size, "distances", BASE)}
+    for group in chosen:
+        if group == "augustins":
+            for side, alpha in itertools.product(sizes, ALPHAS.values()):
+                table[f"{side} px, α {alpha:g}"] = (side, group, {"gatys_content": alpha, "gatys_style": 1.0})
+        else:
+            table |= {name: (size, group, terms) for name, terms in GROUPS[group].items()}
+
+    usual = images.load(content, size=size, minimum=32)
+    images.load(style, size=size, minimum=32)
+    if reference:
+        images.load(reference, size=usual.shape[:2])
+    decoder = adain and load_decoder(adain)
+    params = load_networks(weights, like=usual)
+    heads = metrics.load_heads("vgg") if weights == "torchvision" else None
+    objective = objectives.combined(networks, TERMS)
+
+    @functools.cache
+    def scene(side):
+        """What the runs of a size share."""
+        photograph, painting = images.load(content, size=side, minimum=32), images.load(style, size=side, minimum=32)
+        picture = None
+        if reference:
+            picture = images.load(reference, size=photograph.shape[:2])
+        elif decoder:
+            picture = paint_by_adain(decoder, photograph, painting)
+        every = {term for _side, _, terms in table.values() if _side == side for term in terms}
+        of = jax.jit(partial(targets, every))(params, photograph, painting, picture, heads)
+        return Scene(photograph, painting, of, jax.jit(partial(units, objective))(params, photograph, of))
+
+    def prepare(side, terms, among):
+        """The photograph, and data in which terms that another run of the program has weigh nothing."""
+        photograph, _, of, unit = scene(side)
+        weighed = {name: jnp.asarray(terms.get(name, 0.0) / unit[name]) for name in among}
+        return photograph, {"params": params, "weights": weighed, "targets": {name: of[name] for name in among}}
+
+    about = {"content": studies.source(content), "style": studies.source(style), "weights": studies.source(weights)}
+    by = {"reconstructed": studies.source(adain or reference)} if adain or reference else {}
+
+    def run_of(name, side, group, terms, *, among):
+        own = {"group": group, "size": side, "losses": terms} | (by if "reconstruction" in terms else {})
+        return studies.Run(name, own | about, partial(prepare, side, terms, among))
+
+    # Runs that differ in numbers alone are optimised by one program.
+    kinds: dict[tuple, list[tuple]] = {}
+    for name, (side, kind, terms) in table.items():
+        kinds.setdefault((side, kind if kind in ALONE else ""), []).append((name, side, kind, terms))
+    programs = []
+    for some in kinds.values():
+        among = tuple(name for name in TERMS if any(name in terms for *_, terms in some))
+        programs.append(studies.Program(solvers.lbfgs(objective), steps, [run_of(*each, among=among) for each in some]))
+
+    judge = jax.jit(partial(figures, heads=heads))
+
+    def measure(run, picture):
+        photograph, painting, *_ = scene(run.configuration["size"])
+        return {name: float(x) for name, x in judge(params, picture, photograph, painting).items()}
+
+    results = studies.run(flags, programs, measure=measure)
+    left_out = "adain" in groups and "adain" not in chosen
+    report(flags, results, scene(size), chosen, left_out=left_out, calibrated=heads is not None)
+
+
+def load_networks(weights, *, like):
+    """Params of VGG-19, which paints, and of VGG-16, whose features LPIPS compares."""
+    sources = {"vgg19": weights, "vgg16": weights if weights in ("keras", "torchvision") else "bundled"}
+    layers = {"vgg19": (*STYLE_LAYERS, CONTENT_LAYER), "vgg16": metrics.LPIPS_LAYERS}
+    return {name: features.load(name, sources[name], layers=layers[name], like=like) for name in sources}
+
+
+def networks(params, image):
+    """Features of both networks, {network: {layer: [h, w, C]}}; jit prunes."""
+    return {name: vgg.features(params[name], image) for name in params}
+
+
+def targets(terms, params, photograph, painting, picture, heads):
+    """What each of the terms compares with."""
+    kept, wanted = networks(params, photograph), vgg.features(params["vgg19"], painting)
+
+    def style(statistic, layers, *, broadcast=lambda x: x, finish=lambda x: x):
+        return {"of": {name: finish(statistic(wanted[name])) for name in layers}, "layers": layers}
+
+    content = {CONTENT_LAYER: kept["vgg19"][CONTENT_LAYER]}
+    whole = lambda x: jnp.broadcast_to(gram(x), (CELLS**2, x.shape[2], x.shape[2]))  # noqa: E731
+    some = dict.fromkeys(STYLE_LAYERS[:4], 1.0)
+    every = {
+        "content": lambda: content,
+        "content_charbonnier": lambda: content,
+        "gatys_content": lambda: content,
+        "perceptual": lambda: {"of": {name: kept["vgg16"][name] for name in metrics.LPIPS_LAYERS}, "heads": heads},
+        "laplacian": lambda: losses.laplacian(photograph),
+        "style": lambda: style(gram, EVERY),
+        "style_charbonnier": lambda: style(gram, EVERY),
+        "gatys_style": lambda: style(losses.gram, AUGUSTINS),
+        # Cells of block 5 would be too small.
+        "cells": lambda: style(whole, some),
+        "composition": lambda: style(partial(patches.patchwise, statistic=gram, grid=CELLS), some),
+        "nearest": lambda: style(losses.activations, {"relu3_1": 1.0, "relu4_1": 1.0}),
+        "wasserstein": lambda: style(losses.gaussian, CROWSON, finish=losses.with_root),
+        "reconstruction": lambda: picture,
+    }
+    return {name: every.get(name, lambda: None)() for name in TERMS if name in terms}
+
+
+def units(objective, params, photograph, targets):
+    """The unit of each term: what changes a picture is measured by the photograph, what keeps it by a blank.
+
+    That is a term's loss for the photograph, or for a picture of its mean colour. Gatys's own losses have no unit.
+    """
+    data = {"params": params, "targets": targets, "weights": dict.fromkeys(targets, 1.0)}
+    blank = jnp.broadcast_to(photograph.mean((0, 1)), photograph.shape)
+    (_, changed), (_, kept) = objective(photograph, data), objective(blank, data)
+    ones = dict.fromkeys(targets, jnp.ones(()))
+    return {name: ones[name] if name in GATYS else (kept if name in KEEP else changed)[name] for name in targets}
+
+
+def figures(params, picture, photograph, painting, *, heads=None):
+    """What a picture is judged by; see `nstjax.metrics`. roughness: total variation, in units of the photograph's."""
+    extract, net = vgg.features, params["vgg19"]
+    styled = partial(metrics.style_distance, extract, net, picture, painting, photograph)
+    return {
+        "content_distance": metrics.content_distance(extract, net, picture, photograph),
+        "style_distance": styled(),
+        "moments_distance": styled(statistic=losses.moments),
+        "mse": metrics.mse(picture, photograph),
+        "ssim": metrics.ssim(picture, photograph),
+        "lpips": metrics.lpips(extract, params["vgg16"], picture, photograph, heads=heads),
+        "roughness": losses.total_variation(picture, power=1) / losses.total_variation(photograph, power=1),
+    }
+
+
+def load_decoder(path):
+    """(decoder, variables) from a file that train_adain.py wrote."""
+    net, variables, _ = styles.load(path)
+    if not isinstance(net, nets.Decoder):
+        raise InputError(f"--adain {path}: is a net of one style, not AdaIN's decoder; train_adain.py trains one")
+    return net, variables
+
+
+def paint_by_adain(decoder, photograph, painting):
+    """AdaIN's picture [H, W, 3] of a photograph [H, W, 3], by what `load_decoder` gives."""
+    net, variables = decoder
+    params = features.load("vgg19", layers=("relu4_1",))
+    target = adain_net.targets(params, painting[None])
+    return np.clip(adain_net.stylize(params, net, variables, photograph[None], target)[0], 0, 1)
+
+
+def report(flags, results, scene, chosen, *, left_out, calibrated):
+    """Write the card: what the figures say, pictures, curves."""
+    baseline = results[0]
+    rows = {group: [r for r in results[1:] if r.configuration["group"] == group] for group in chosen}
+    rows = {group: some for group, some in rows.items() if some}
+    sweep = swept(baseline, rows.get("alpha", []))
+    start = [cards.Picture(scene.photograph, "photograph"), cards.Picture(scene.painting, "painting")]
+    start.append(cards.Picture(baseline.picture(), BASELINE, note(baseline)))
+    if rows.get("adain") and (picture := scene.targets.get("reconstruction")) is not None:
+        start.append(cards.Picture(np.asarray(picture), "AdaIN’s picture"))
+    lines = [("", start)]
+    for group, some in rows.items():
+        for i, line in enumerate(by_size(some)):
+            lines.append(("" if i else HEADINGS[group], [cards.Picture(r.picture(), r.name, note(r)) for r in line]))
+
+    def trade_off(group):
+        """The sweep of α as a line, the group's pictures as points."""
+        points = {r.name: [(r.figures["content_distance"], r.figures["style_distance"])] for r in rows[group]}
+        curve = {"α sweep, MSE": [point for _, point in sweep]} if len(sweep) > 1 else {BASELINE: [sweep[0][1]]}
+        caption = f"{HEADINGS[group]}: less of both is better."
+        return cards.curves(curve | points, x="content distance", y="style distance", log="xy", caption=caption)
+
+    def descent(group):
+        """Every loss in units of its first."""
+        lines = {r.name: relative(r.line("loss")) for r in [baseline, *rows[group]]}
+        caption = f"{HEADINGS[group]}: each loss in units of what it was at first."
+        return cards.curves(lines, x="evaluations", y="part of the loss that is left", log="y", caption=caption)
+
+    compared = [group for group in rows if group not in ("alpha", "augustins")]
+    blocks = [cards.section("The pictures", cards.pictures(lines, caption=CAPTION))]
+    if compared:
+        blocks.append(cards.section("Content against style", cards.beside(*map(trade_off, compared))))
+    if rows:
+        blocks.append(cards.section("How the losses fall", cards.beside(*map(descent, rows))))
+    blocks.append(cards.section("How to read the figures", *explained(calibrated)))
+    cells = [[(picture.image, picture.label) for picture in line] for _, line in lines]
+    studies.write(
+        flags,
+        results,
+        title="What each loss does to a picture",
+        lead="One photograph, one painting, one solver, and one loss after another: those of Gatys 2015, Pandey 2018, "
+        "Kitov’s lecture, Augustins 2017, and of those that came after them.",
+        says=says(baseline, rows, left_out=left_out),
+        blocks=blocks,
+        sheet=plots.contact_sheet([[(larger(image), label) for image, label in row] for row in cells], cell=CELL),
+        table={"run": "Run", "size": "Size"} | FIGURES | {"evaluations": "Evaluations", "seconds": "Seconds"},
+    )
+
+
+CELL = 256  # pixels of a picture on the sheet
+FIGURES = {
+    "content_distance": "Content distance",
+    "style_distance": "Style distance",
+    "moments_distance": "by moments",
+    "mse": "MSE",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "roughness": "Roughness",
+}
+CAPTION = (
+    "Every run begins with the photograph. Under a picture, what is left of the way: c is the content distance "
+    "(0 is the photograph, 1 a blank), s the style distance (1 is the photograph, 0 the painting)."
+)
+
+
+def explained(calibrated):
+    """What the figures are, in paragraphs."""
+    lpips = "calibrated LPIPS" if calibrated else "LPIPS (uncalibrated, Oxford’s VGG-16)"
+    return [
+        f"Content distance is that of {CONTENT_LAYER} in units of its variance. Style distance is that of the Gram "
+        "matrices of five layers, each in units of the photograph’s. That is what MSE of Gram matrices makes small, "
+        "so that the same by moments, the means and standard deviations of channels, is beside it, "
+        "which no run was given.",
+        f"MSE, SSIM and {lpips} are to the photograph. Roughness is the total variation of the picture in units of "
+        "the photograph’s.",
+        "The losses are added in units of their own: what changes the picture in that of the photograph, "
+        "what keeps it in that of a blank. The weights in these units were chosen once, by hand, for the bundled "
+        "pictures, so that content is kept about alike; they are in results.json.",
+    ]
+
+
+def swept(baseline, runs):
+    """[(α, (content distance, style distance))] of the sweep of α, the baseline with its 1 among them."""
+    some = [(1.0, baseline)] + [(r.configuration["losses"]["content"], r) for r in runs]
+    points = [(a, (r.figures["content_distance"], r.figures["style_distance"])) for a, r in some]
+    return sorted(points)
+
+
+def by_size(results):
+    """Rows of results of one size each."""
+    return [list(some) for _, some in itertools.groupby(results, key=lambda r: r.configuration["size"])]
+
+
+def relative(line):
+    """A line in units of its first value."""
+    return [(x, y / line[0][1]) for x, y in line] if line and line[0][1] else []
+
+
+def note(result):
+    """The figures that go with a picture."""
+    return f"c {short(result.figures['content_distance'])}, s {short(result.figures['style_distance'])}"
+
+
+def short(value):
+    """Two significant digits."""
+    return cards.number(np.nan if value is None else float(f"{value:.2g}"))
+
+
+def larger(picture):
+    """A picture enlarged by a whole number, to about a cell of the sheet."""
+    times = max(1, CELL // max(picture.shape[:2]))
+    return picture.repeat(times, 0).repeat(times, 1)
+
+
+def against(baseline, sweep, result, name):
+    """A style distance (figure `name`) in units of what the sweep of α has at the same content distance, or None.
+
+    sweep: the results of the sweep. Between two of its points, by a straight line of logarithms; beyond them nothing
+    is known.
+    """
+    every = sorted((r.figures["content_distance"], r.figures[name]) for r in [baseline, *sweep])
+    x, y = np.log(np.maximum(np.array(every), 1e-30)).T
+    at = np.log(max(result.figures["content_distance"], 1e-30))
+    if not x[0] <= at <= x[-1]:
+        return None
+    return float(result.figures[name] / np.exp(np.interp(at, x, y)))
+
+
+def says(baseline, rows, *, left_out):
+    """What was found, in words that follow the numbers."""
+    sweep = rows.get("alpha", [])
+    text = [f"{BASELINE}: {placed(baseline)}, SSIM {short(baseline.figures['ssim'])}."]
+    if sweep:
+        ends = sorted([baseline, *sweep], key=lambda r: r.configuration["losses"]["content"])
+        ends = [ends[0], ends[-1]]
+        (c0, s0), (c1, s1) = ([short(r.figures[f]) for f in ("content_distance", "style_distance")] for r in ends)
+        alphas = [short(r.configuration["losses"]["content"]) for r in ends]
+        text.append(
+            f"α, the ratio of content to style in units of the baseline’s: from {alphas[0]} to {alphas[1]} the content "
+            f"distance goes from {c0} to {c1} and the style distance from {s0} to {s1}."
+        )
+    for group, some in rows.items():
+        if group not in ("alpha", "augustins"):
+            text.append(f"{HEADINGS[group]}. " + " ".join(compared(baseline, sweep, r) for r in some))
+            text[-1] += told(group, baseline, some)
+    if rows.get("augustins"):
+        text.append(of_augustins(rows["augustins"]))
+    if left_out:
+        text.append(
+            "Reconstruction of AdaIN’s picture was left out: it needs AdaIN’s decoder (--adain FILE, which "
+            "train_adain.py writes) or its picture (--reference FILE)."
+        )
+    return text
+
+
+def placed(result):
+    """Where a picture is, in words."""
+    c, s = (short(result.figures[name]) for name in ("content_distance", "style_distance"))
+    return f"content distance {c}, style distance {s}"
+
+
+def compared(baseline, sweep, result):
+    """How a run compares with MSE of Gram matrices at the same content distance, in a sentence."""
+    ratios = [against(baseline, sweep, result, name) for name in ("style_distance", "moments_distance")]
+    if None in ratios:
+        return f"{result.name}: {placed(result)}."
+    gram, moments = map(short, ratios)
+    return (
+        f"{result.name}: {placed(result)}, {gram} times what the baseline has where it keeps as much content "
+        f"({moments} times by moments)."
+    )
+
+
+def told(group, baseline, results):
+    """The figure that a group is about, in a sentence."""
+    name, label = {
+        "tv": ("roughness", "Roughness"),
+        "laplacian": ("ssim", "SSIM"),
+        "perceptual": ("lpips", "LPIPS"),
+        "adain": ("ssim", "SSIM to the photograph"),
+    }.get(group, (None, None))
+    if name is None:
+        return ""
+    values = [f"{short(r.figures[name])} ({r.name})" for r in results]
+    return f" {label}: {', '.join(values)}, {short(baseline.figures[name])} without."
+
+
+def of_augustins(results):
+    """Whether his α, which fall with the size, keep content more alike than one for all sizes, in a sentence."""
+    at = {(r.configuration["size"], r.configuration["losses"]["gatys_content"]): r for r in results}
+    sizes, alphas = (sorted(set(each)) for each in zip(*at, strict=True))
+    distance = {key: r.figures["content_distance"] for key, r in at.items()}
+    if any(side not in ALPHAS for side in sizes) or len(sizes) < 2:
+        values = [f"{short(distance[side, a])} with α {a:g} at {side} px" for side in sizes for a in alphas]
+        return f"Augustins’s weights. Content distance: {', '.join(values)}."
+    his = [distance[side, ALPHAS[side]] for side in sizes]
+    fixed = {a: [distance[side, a] for side in sizes] for a in alphas}
+    spread = {a: max(values) / min(values) for a, values in fixed.items()}
+    best = min(spread, key=spread.__getitem__)
+    own = max(his) / min(his)
+    verdict = "more alike than" if own < spread[best] else "no more alike than"
+    return (
+        f"Augustins’s weights. With his α for each size the content distance is "
+        f"{', '.join(f'{short(value)} at {side} px' for side, value in zip(sizes, his, strict=True))}: {verdict} with "
+        f"one α, of which {best:g} does best ({', '.join(map(short, fixed[best]))})."
+    )
+
+
+if __name__ == "__main__":
+    terminal.cache_compilations()
+    with terminal.refusals("ablate_losses.py"):
+        tyro.cli(main)

@@ -1,0 +1,301 @@
+"""experiments/ablate_losses.py: its losses and figures, and the whole command at tiny size with narrow networks."""
+
+import csv
+import importlib
+import itertools
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tyro
+from PIL import Image
+from test_vgg import narrow
+
+from nstjax import features, images, losses, metrics, nets, objectives, patches, styles, terminal
+
+ROOT = Path(__file__).parent.parent
+
+
+def module(name):
+    sys.path.insert(0, str(ROOT / "experiments"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.pop(0)
+
+
+studies, ablate = module("studies"), module("ablate_losses")
+PARAMS = {name: features.prepare(narrow(name), winograd=False) for name in ("vgg19", "vgg16")}
+
+
+def picture(seed, shape=(32, 40)):
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), np.float32) / 255
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """A folder of pictures, and of a tiny decoder for AdaIN."""
+    folder = tmp_path_factory.mktemp("losses")
+    for i, name in enumerate(("photo", "painting", "adain")):
+        images.save(folder / f"{name}.png", picture(i))
+    decoder = nets.Decoder(channels=(6, 5, 4), level=1.0)
+    images.save(folder / "tiny.png", picture(0)[:20, :20])
+    variables = decoder.init(jax.random.key(0), np.zeros((1, 4, 5, 7), np.float32))
+    styles.save(folder / "adain.safetensors", variables, {"net": "adain"})
+    net = nets.TransformNet(width=4, blocks=1)
+    variables = net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    styles.save(folder / "fast.safetensors", variables, {"net": "fast"})
+    return folder
+
+
+@pytest.fixture
+def run(here, tmp_path, monkeypatch):
+    """Runs ablate_losses.py in this process with narrow networks; returns the study's folder."""
+    return partial(command, here, tmp_path, monkeypatch)
+
+
+def command(here, folder, patch, *given, output="study"):
+    patch.setattr(features, "load", lambda network, *args, **kwargs: PARAMS[network])
+    patch.setitem(nets.NETS, "adain", nets.Decoder(channels=(6, 5, 4), level=1.0))
+    patch.setitem(nets.NETS, "fast", nets.TransformNet(width=4, blocks=1))
+    flags = ["--output", folder / output, "--size", 40, "--steps", 12]
+    flags += ["--content", here / "photo.png", "--style", here / "painting.png", *given]
+    patch.setattr(sys, "argv", ["experiments/ablate_losses.py", *map(str, flags)])
+    with terminal.refusals("ablate_losses.py"):
+        tyro.cli(ablate.main)
+    return folder / output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly():
+    """What takes time here is compiling."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def whole(here, quickly, tmp_path_factory):
+    """The folder of a study of everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield command(here, tmp_path_factory.mktemp("whole"), patch, "--adain", here / "adain.safetensors")
+
+
+def table(folder):
+    rows = csv.DictReader((folder / "results.csv").read_text().splitlines())
+    return {row["run"]: {name: float(row[name]) for name in (*ablate.FIGURES, "left")} for row in rows}
+
+
+def test_every_loss_of_every_group_paints_a_picture(whole):
+    figures = table(whole)
+    names = [name for group in ablate.GROUPS.values() for name in group]
+    augustins = [f"40 px, α {alpha:g}" for alpha in ablate.ALPHAS.values()]
+    assert list(figures) and set(figures) == {ablate.BASELINE, *names, *augustins}
+    assert all(np.isfinite(list(row.values())).all() for row in figures.values())
+    # All of them leave the photograph for a smaller loss.
+    assert {name for name, row in figures.items() if not (row["left"] < 1 and row["mse"] > 1e-5)} == set()
+    assert all(figures[name]["style_distance"] < 1 for name in (ablate.BASELINE, *ablate.GROUPS["distances"]))
+    card = (whole / "card.html").read_text()
+    assert card.count("<img src=") == 4 + len(names) + 3 and "left out" not in card
+    assert "uncalibrated" in card and all(heading in card for heading in ablate.HEADINGS.values())
+    assert images.load(whole / "sheet.png").std() > 0.1
+
+
+def test_weights_do_what_they_are_for(whole):
+    figures = table(whole)
+    base = figures[ablate.BASELINE]
+    sweep = [figures[name] for name in ablate.GROUPS["alpha"]]
+    sweep.insert(len(sweep) // 2, base)
+    assert sweep[0]["content_distance"] > sweep[-1]["content_distance"]
+    assert sweep[0]["style_distance"] < sweep[-1]["style_distance"]
+    # Compared where α is 1: a weak weight in few steps says little.
+    assert figures["TV, power 1"]["roughness"] < base["roughness"]
+
+
+def test_a_first_loss_is_its_weight(whole):
+    """Style is measured in what the photograph has of it, of which none is changed yet; content has no loss there."""
+    for run in json.loads((whole / "results.json").read_text())["runs"]:
+        weights = run["configuration"]["losses"]
+        first = json.loads((whole / run["files"].replace("*", "json")).read_text())["curve"]
+        for name, weight in weights.items():
+            if name in ablate.CHANGE:
+                assert first[name][0] == pytest.approx(weight, rel=1e-3)
+            elif name not in ("gatys_style", "content_charbonnier"):
+                assert first[name][0] == pytest.approx(0, abs=1e-5)
+
+
+def test_what_is_done_is_not_done_again_and_what_is_left_out_is_said(whole, run, here, capsys):
+    folder = whole.parent
+    with pytest.MonkeyPatch.context() as patch:
+        command(here, folder, patch, "--groups", "alpha", "adain")
+    assert "5 of 5 runs are done already" in capsys.readouterr().out
+    card = (whole / "card.html").read_text()
+    assert "picture was left out: it needs AdaIN’s decoder (--adain FILE" in card and card.count("<img src=") == 3 + 4
+
+
+def test_runs_that_differ_in_numbers_alone_share_a_program(run, monkeypatch):
+    caught = []
+
+    def stop(flags, programs, measure):
+        caught.extend(programs)
+        sys.exit(0)
+
+    monkeypatch.setattr(studies, "run", stop)
+    with pytest.raises(SystemExit):
+        run("--groups", "distances", "tv", "alpha", "laplacian", "augustins", "patches", "wasserstein")
+    assert [len(program.runs) for program in caught] == [1 + 3 + 3 + 4 + 2 + 3, 2, 1]
+    for program in caught:
+        prepared = [each.prepare() for each in program.runs]
+        shapes = [jax.tree.map(jnp.shape, each) for each in prepared]
+        assert all(each == shapes[0] for each in shapes)
+        weights = [{name: float(x) for name, x in data["weights"].items()} for _, data in prepared]
+        for one, other in itertools.combinations(weights, 2):
+            assert one != other
+    # Nothing that is dear is computed for those that do not want it.
+    assert "wasserstein" not in caught[0].runs[0].prepare()[1]["weights"]
+
+
+def scene(terms):
+    photograph, painting, other = (jnp.asarray(picture(i)) for i in range(3))
+    return photograph, painting, ablate.targets(set(terms), PARAMS, photograph, painting, other, None)
+
+
+def test_units_are_the_photograph_and_a_blank():
+    photograph, _, targets = scene(ablate.TERMS)
+    objective = objectives.combined(ablate.networks, ablate.TERMS)
+    unit = jax.jit(partial(ablate.units, objective))(PARAMS, photograph, targets)
+    assert set(unit) == set(ablate.TERMS) and all(x > 0 for x in unit.values())
+    data = {"params": PARAMS, "targets": targets, "weights": {name: 1 / x for name, x in unit.items()}}
+    blank = jnp.broadcast_to(photograph.mean((0, 1)), photograph.shape)
+    evaluate = jax.jit(objective)
+    for image, names in ((photograph, ablate.CHANGE), (blank, ablate.KEEP)):
+        terms = evaluate(image, data)[1]
+        for name in names:
+            assert float(terms[name]) == pytest.approx(1, rel=1e-3)
+    assert unit["gatys_style"] == unit["gatys_content"] == 1
+
+
+def test_augustins_loss_is_that_of_gatys():
+    photograph, painting, targets = scene(ablate.GATYS)
+    image = jnp.asarray(picture(5))
+    x, content, style = (ablate.networks(PARAMS, each)["vgg19"] for each in (image, photograph, painting))
+    difference = np.asarray(x["relu4_2"] - content["relu4_2"], np.float64)
+    expected = 0.0
+    for name, weight in zip(ablate.STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True):
+        f, a = (np.asarray(each[name], np.float64).reshape(-1, each[name].shape[2]) for each in (x, style))
+        m, n = f.shape
+        expected += weight * ((f.T @ f - a.T @ a) ** 2).sum() / (4 * n**2 * m**2)
+    terms = {"vgg19": x}
+    assert float(ablate.TERMS["gatys_content"](terms, image, targets["gatys_content"])) == pytest.approx(
+        0.5 * (difference**2).sum(), rel=1e-4
+    )
+    assert float(ablate.TERMS["gatys_style"](terms, image, targets["gatys_style"])) == pytest.approx(expected, rel=1e-3)
+
+
+def test_cells_ask_for_the_whole_painting_and_composition_for_its_places():
+    _, painting, targets = scene(("cells", "composition"))
+    x = ablate.networks(PARAMS, painting)["vgg19"]["relu1_1"]
+    whole = losses.gram(x, normalization="johnson")
+    assert np.ptp(np.asarray(targets["cells"]["of"]["relu1_1"]), axis=0).max() == 0
+    np.testing.assert_allclose(targets["cells"]["of"]["relu1_1"][3], whole, rtol=1e-4)
+    own = patches.patchwise(x, statistic=ablate.gram)
+    np.testing.assert_allclose(targets["composition"]["of"]["relu1_1"], own, rtol=1e-5)
+
+
+def test_figures_of_the_photograph_and_of_another_picture():
+    photograph, painting = picture(0), picture(1)
+    at = {name: float(x) for name, x in ablate.figures(PARAMS, photograph, photograph, painting).items()}
+    same = {"content_distance": 0, "style_distance": 1, "moments_distance": 1, "mse": 0, "ssim": 1, "lpips": 0}
+    assert at == pytest.approx(same | {"roughness": 1}, abs=1e-5)
+    other = {name: float(x) for name, x in ablate.figures(PARAMS, painting, photograph, painting).items()}
+    assert other["style_distance"] == other["moments_distance"] == 0 and other["content_distance"] > 0.5
+    assert other["mse"] == pytest.approx(float(metrics.mse(photograph, painting)))
+
+
+def result(name, group, weights, content, style, size=256, **more):
+    figures = {"content_distance": content, "style_distance": style, "moments_distance": 2 * style, "ssim": 0.5} | more
+    configuration = {"group": group, "losses": weights, "size": size}
+    return studies.Result(name, configuration, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
+
+
+BASE = result("base", "distances", {"content": 1.0}, 0.4, 0.01)
+SWEEP = [
+    result("α 0.1", "alpha", {"content": 0.1}, 0.8, 0.001),
+    result("α 10", "alpha", {"content": 10.0}, 0.2, 0.1),
+]
+
+
+def test_against_the_sweep():
+    """On the sweep it is 1, twice above it 2; between its points by logarithms; beyond it nothing is known."""
+    for point in (BASE, *SWEEP):
+        assert ablate.against(BASE, SWEEP, point, "style_distance") == pytest.approx(1)
+    between = result("x", "tv", {}, (0.4 * 0.8) ** 0.5, 2 * (0.01 * 0.001) ** 0.5)
+    assert ablate.against(BASE, SWEEP, between, "style_distance") == pytest.approx(2)
+    for content in (0.19, 0.81):
+        assert ablate.against(BASE, SWEEP, result("x", "tv", {}, content, 0.1), "style_distance") is None
+    assert ablate.swept(BASE, SWEEP) == [(0.1, (0.8, 0.001)), (1.0, (0.4, 0.01)), (10.0, (0.2, 0.1))]
+
+
+def test_what_the_card_says_follows_the_numbers():
+    twice = result("other", "wasserstein", {}, 0.4, 0.02)
+    far = result("far", "wasserstein", {}, 0.1, 0.3)
+    text = "\n".join(ablate.says(BASE, {"alpha": SWEEP, "wasserstein": [twice, far]}, left_out=False))
+    assert "from 0.1 to 10 the content distance goes from 0.8 to 0.2 and the style distance from 0.001 to 0.1" in text
+    assert "other: content distance 0.4, style distance 0.02, 2 times what the baseline has" in text
+    assert "far: content distance 0.1, style distance 0.3." in text and "left out" not in text
+    text = "\n".join(ablate.says(BASE, {"wasserstein": [far]}, left_out=True))
+    assert "times what" not in text and "left out: it needs AdaIN’s decoder" in text
+
+
+@pytest.mark.parametrize(
+    ("at_512", "told"), [(0.3, "more alike than"), (0.9, "no more alike than with one α, of which 1e-06 does best")]
+)
+def test_augustins_alpha_in_words(at_512, told):
+    distances = {
+        (128, 5e-6): 0.3,
+        (128, 1e-6): 0.5,
+        (128, 1e-7): 0.9,
+        (256, 5e-6): 0.1,
+        (256, 1e-6): 0.3,
+        (256, 1e-7): 0.4,
+        (512, 5e-6): 0.05,
+        (512, 1e-6): 0.25,
+        (512, 1e-7): at_512,
+    }
+    runs = [result("x", "augustins", {"gatys_content": a}, x, 0.1, size) for (size, a), x in distances.items()]
+    text = ablate.of_augustins(runs)
+    assert f"0.3 at 128 px, 0.3 at 256 px, {at_512} at 512 px: {told}" in text
+    assert "Content distance: 0.3 with α 5e-06 at 40 px" in ablate.of_augustins(
+        [result("x", "augustins", {"gatys_content": 5e-6}, 0.3, 0.1, 40)]
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--adain", "{here}/adain.safetensors", "--reference", "{here}/adain.png"], "--adain, --reference: both"),
+        (["--adain", "{here}/none.safetensors"], "none.safetensors: no such file"),
+        (["--adain", "{here}/fast.safetensors"], "fast.safetensors: is a net of one style, not AdaIN's decoder"),
+        (["--adain", "{here}/photo.png"], "photo.png: is no trained style"),
+        (["--reference", "{here}/none.png"], "none.png: no such file"),
+        (["--content", "{here}/none.png"], "none.png: no such file"),
+        (["--style", "{here}/none.png"], "none.png: no such file"),
+        (["--size", "34"], "becomes 34x27 px"),
+        (["--size", "0"], "--size 0: give a number above 0"),
+        (["--steps", "-3"], "--steps -3: give a number above 0"),
+        (["--output", "{here}/photo.png"], "is a file, not a folder"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_any_work(run, here, capsys, monkeypatch, given, told):
+    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
+    with pytest.raises(SystemExit) as error:
+        run(*(part.format(here=here) for part in given))
+    line = capsys.readouterr().err
+    assert error.value.code == 2 and told in line and line.count("\n") == 1
