@@ -89,7 +89,7 @@ def main(
     weights: tuple[str, ...] = (),
     init: Literal["content", "noise"] = "content",
     strength: float = 0.5,
-    temperature: float = 4.0,
+    temperature: float = 10.0,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
 ) -> None:
     """Paint one picture by the features of several networks, and by their softmax.
