@@ -250,12 +250,14 @@ def says(single, many, photograph, noise, layers):
         rest = {m: {name: left(r) for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
         middle = {m: percent(np.median(list(rest[m].values()))) for m in (GD, LBFGS)}
         failed = [name for name in layers if rest[GD][name] > FAILED * rest[LBFGS][name]]
+        behind = [name for name in layers if rest[LBFGS][name] > rest[GD][name]]
         grown = [name for name in layers if rest[GD][name] > 1]
         text.append(
             f"{of.capitalize()}: at the median layer, gradient descent leaves {middle[GD]} of the loss that the noise "
             f"has and L-BFGS {middle[LBFGS]}; it leaves over {FAILED} times as much as L-BFGS for "
             + (spans(failed, layers) if failed else "no layer")
             + (f", and ends with more than it began with for {spans(grown, layers)}." if grown else ".")
+            + (f" L-BFGS leaves more than gradient descent for {spans(behind, layers)}." if behind else "")
         )
     if deep := [name for name in layers if name[4] == "5"]:
         remains = {which: percent(mean(left(some[name]) for name in deep)) for which, some in by_layer.items()}

@@ -349,6 +349,7 @@ def test_what_the_card_says_follows_the_numbers(left, ssim, told):
     for part in told:
         assert part in text
     assert ("half or more" in text) == (ssim[1] >= 0.5)
+    assert ("L-BFGS leaves more" in text) == (left[1] > left[0])
 
 
 def test_shares_in_words():
