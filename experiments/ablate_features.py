@@ -5,8 +5,8 @@
     python experiments/ablate_features.py --output features --weights resnet50=resnet50-0676ba61.pth
 
 SWAG is the softmax of Wang, Li and Vasconcelos, CVPR 2021 (arXiv 2104.05623). The weights of ResNet-50, DenseNet-121
-and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had, the card says so. The first takes
-about an hour on two CPU cores; stopped, it goes on where it was.
+and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had, the card says so. Stopped, it goes
+on where it was.
 """
 
 from functools import cache, partial

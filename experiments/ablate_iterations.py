@@ -3,7 +3,7 @@
     python experiments/ablate_iterations.py --output iterations
     python experiments/ablate_iterations.py --content a.jpg b.jpg --style c.jpg d.jpg --adain adain.safetensors
 
-The first takes about five minutes on two CPU cores; stopped, it goes on where it was.
+Stopped, it goes on where it was.
 """
 
 import csv

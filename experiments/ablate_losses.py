@@ -3,7 +3,7 @@
     python experiments/ablate_losses.py --output losses
     python experiments/ablate_losses.py --output losses --quick --groups distances alpha
 
-The first takes about an hour on two CPU cores; stopped, it goes on where it was.
+Stopped, it goes on where it was.
 """
 
 import functools
@@ -92,7 +92,7 @@ HEADINGS: dict[Group, str] = {
 }
 
 # {group: {run: {term: weight}}}. The weights are of losses in units of their own (`units`), and such that pictures of
-# one group, and all that differ in the kind of a loss alone, keep about the same content.
+# one group, and all that differ in the kind of a loss alone, are meant to keep about the same content (chosen from short scans).
 BASE = {"content": 1.0, "style": 10.0}
 BASELINE = "content MSE, style MSE"
 GROUPS: dict[Group, dict[str, dict[str, float]]] = {
