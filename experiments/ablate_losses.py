@@ -91,8 +91,8 @@ HEADINGS: dict[Group, str] = {
     "augustins": "Augustins’s weights",
 }
 
-# {group: {run: {term: weight}}}. The weights are of losses in units of their own (`units`), and such that pictures of
-# one group, and all that differ in the kind of a loss alone, are meant to keep about the same content (chosen from short scans).
+# {group: {run: {term: weight}}}. The weights are of losses in units of their own (`units`), and meant, from
+# short scans, to keep about the same content in the pictures of one group.
 BASE = {"content": 1.0, "style": 10.0}
 BASELINE = "content MSE, style MSE"
 GROUPS: dict[Group, dict[str, dict[str, float]]] = {
