@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pseudo_truth
 import studies
 import tyro
 
@@ -66,6 +67,7 @@ NETWORKS = tuple(dict.fromkeys(variant.network for variant in VARIANTS.values())
 OFFICIAL = ("keras", "torchvision")
 # They see every picture but those of their own network.
 JUDGES = {"vgg16": "VGG-16", "squeezenet11": "SqueezeNet 1.1"}
+PIXELS = ("reference_mse", "reference_ssim")  # need no judge
 DEFAULTS = studies.Flags(output=Path("features"))
 
 Name = Literal[
@@ -90,6 +92,7 @@ def main(
     init: Literal["content", "noise"] = "content",
     strength: float = 0.5,
     temperature: float = 10.0,
+    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
 ) -> None:
     """Paint one picture by the features of several networks, and by their softmax.
@@ -102,12 +105,14 @@ def main(
         init: the picture that all start from.
         strength: of the style, between 0 and 1.
         temperature: what SWAG divides a layer's activations by, in multiples of their standard deviation.
+        truth: what AdaIN's picture is.
         flags: those of every study.
     """
     studies.start(flags, temperature=temperature)
     if not 0 < strength < 1:
         raise InputError(f"--strength {strength}: give a number between 0 and 1")
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
+    pseudo_truth.check(truth)
     given = sources(weights)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
@@ -120,8 +125,10 @@ def main(
     chosen = {name: each._replace(source=source_of(each, given)) for name, each in chosen.items()}
     params, left_out = load(chosen, given, like=photograph, seed=flags.seed)
 
+    pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
+    (reference,) = pseudo_truth.made(flags, truth, pairs, steps=min(steps, 100)).values()
     about = {"size": size, "seed": flags.seed, "init": init, "strength": strength}
-    about |= {"content": studies.source(content), "style": studies.source(style)}
+    about |= {"content": studies.source(content), "style": studies.source(style)} | reference.about
 
     def program(name, swag):
         variant = chosen[name]
@@ -134,9 +141,9 @@ def main(
         return studies.Program(solvers.lbfgs(objective), steps, [run])
 
     programs = [program(name, swag) for name in params for swag in (False, True)]
-    results = studies.run(flags, programs, measure=judged(photograph, painting))
-    pictures = {"photograph": photograph, "painting": painting}
-    report(flags, results, chosen, {chosen[name].name: why for name, why in left_out.items()}, pictures)
+    results = studies.run(flags, programs, measure=judged(photograph, painting, reference.picture))
+    pictures = {"photograph": photograph, "painting": painting, "AdaIN’s picture": reference.picture}
+    report(flags, results, chosen, {chosen[name].name: why for name, why in left_out.items()}, pictures, truth)
 
 
 def sources(weights):
@@ -222,8 +229,8 @@ def losses_of(variant, *, swag, strength, temperature):
     return objective, balanced
 
 
-def judged(photograph, painting):
-    """measure(run, picture): distances seen by the judges, and SSIM and LPIPS to the photograph."""
+def judged(photograph, painting, reference):
+    """measure(run, picture): distances seen by the judges, SSIM and LPIPS to the photograph and to AdaIN's picture."""
     of_judges = {
         judge: next(v for v in VARIANTS.values() if (v.network, v.source) == (judge, "bundled")) for judge in JUDGES
     }
@@ -238,7 +245,10 @@ def judged(photograph, painting):
         def distances(params, picture):
             content = metrics.content_distance(extract, params, picture, photograph, layers=own.content)
             style = metrics.style_distance(extract, params, picture, painting, photograph, layers=own.style)
-            more = {"lpips": metrics.lpips(extract, params, picture, photograph)} if judge == "vgg16" else {}
+            more = {}
+            if judge == "vgg16":
+                more = {"lpips": metrics.lpips(extract, params, picture, photograph)}
+                more |= pseudo_truth.figures(picture, reference, params=params)
             return {f"content_{judge}": content, f"style_{judge}": style} | more
 
         return partial(distances, params)
@@ -248,13 +258,13 @@ def judged(photograph, painting):
         for judge in JUDGES:
             seen = ready(judge)(picture)
             own = run.configuration["network"] == judge
-            figures |= {name: None if own else float(value) for name, value in seen.items()}
+            figures |= {name: float(value) if name in PIXELS or not own else None for name, value in seen.items()}
         return figures
 
     return measure
 
 
-def report(flags, results, chosen, left_out, pictures):
+def report(flags, results, chosen, left_out, pictures, truth):
     """Write the card: what the figures say, pictures, curves, the layers."""
     by = {(r.configuration["extractor"], r.configuration["swag"]): r for r in results}
     names = list(dict.fromkeys(name for name, _ in by))
@@ -331,6 +341,7 @@ def report(flags, results, chosen, left_out, pictures):
             ),
         ),
     ]
+    blocks.append(cards.section("AdaIN’s picture", pseudo_truth.told(truth)))
     if left_out:
         blocks.insert(1, cards.section("Left out", *(f"{name}: {why}." for name, why in left_out.items())))
     cells = [[(picture, label) for label, picture in pictures.items()]]
@@ -354,6 +365,7 @@ def report(flags, results, chosen, left_out, pictures):
             "content_squeezenet11": "Content, by SqueezeNet",
             "ssim": "SSIM",
             "lpips": "LPIPS (uncalibrated, Oxford’s VGG-16)",
+            **pseudo_truth.FIGURES,
             "left": "Left of its loss",
             "evaluations": "Evaluations",
             "seconds": "Seconds",

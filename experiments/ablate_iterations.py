@@ -16,6 +16,7 @@ from typing import NamedTuple
 import ablate_losses
 import jax
 import numpy as np
+import pseudo_truth
 import studies
 import tyro
 from ablate_losses import short
@@ -30,11 +31,11 @@ SHOWN = 8  # pictures of a pair
 
 
 class Pair(NamedTuple):
-    """A photograph [H, W, 3], a painting [h, w, 3], and AdaIN's picture of them [H, W, 3] if there is one."""
+    """A photograph [H, W, 3], a painting [h, w, 3], and AdaIN's picture of them [H, W, 3]."""
 
     photograph: np.ndarray
     painting: np.ndarray
-    reference: np.ndarray | None
+    reference: np.ndarray
     about: dict
 
 
@@ -42,10 +43,9 @@ def main(
     *,
     content: tuple[Path, ...] = (studies.PICTURES / "astronaut.jpg",),
     style: tuple[Path, ...] = (studies.PICTURES / "gale.jpg",),
-    adain: Path | None = None,
-    reference: tuple[Path, ...] = (),
-    strength: float = 0.5,
+    strength: float = 0.2,
     weights: str = "bundled",
+    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
 ) -> None:
     """Measure a picture while it is painted, from the photograph, by Gram matrices and L-BFGS (Gatys 2015).
@@ -53,33 +53,30 @@ def main(
     Args:
         content: photographs; long side 256 pixels, or 128 with --quick, unless --size is given.
         style: a painting for each photograph; a single photograph or painting goes with all of the others.
-        adain: AdaIN's decoder, a file that train_adain.py wrote, whose pictures are compared with.
-        reference: or the pictures themselves, one for each pair, by whatever program; stretched to the photograph's
-            shape.
         strength: above 0, where the photograph is kept, and under 1, where its style alone counts.
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
+        truth: what AdaIN's pictures are.
         flags: those of every study.
     """
     studies.start(flags)
     if not 0 < strength < 1:
         raise InputError(f"--strength {strength}: give a number between 0 and 1")
     names = paired(content, style)
-    if adain and reference:
-        raise InputError("--adain, --reference: both are given; one of them says what AdaIN's pictures are")
-    if reference and len(reference) != len(names):
-        raise InputError(f"--reference: {len(reference)} given for {len(names)} pairs; give one for each")
+    pseudo_truth.check(truth, pairs=len(names))
     size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (60 if flags.quick else 300)
-    decoder = adain and ablate_losses.load_decoder(adain)
-    pairs = {}
-    for i, (name, (photograph, painting)) in enumerate(names.items()):
-        first, second = (images.load(path, size=size, minimum=32) for path in (photograph, painting))
-        about = {"content": studies.source(photograph), "style": studies.source(painting)}
-        at = images.load(reference[i], size=first.shape[:2]) if reference else None
-        if decoder:
-            at = ablate_losses.paint_by_adain(decoder, first, second)
-        if at is not None:
-            about["reference"] = studies.source(adain or reference[i])
-        pairs[name] = Pair(first, second, at, about)
+    loaded = {
+        name: (images.load(first, size=size, minimum=32), images.load(second, size=size, minimum=32))
+        for name, (first, second) in names.items()
+    }
+    references = pseudo_truth.made(flags, truth, loaded, steps=min(steps, 100))
+    pairs = {
+        name: Pair(
+            *loaded[name],
+            references[name].picture,
+            {"content": studies.source(first), "style": studies.source(second)} | references[name].about,
+        )
+        for name, (first, second) in names.items()
+    }
 
     params = ablate_losses.load_networks(weights, like=next(iter(pairs.values())).photograph)
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
@@ -95,13 +92,12 @@ def main(
             data, pair.photograph, strength=strength
         )
 
-    judge, compare = jax.jit(partial(ablate_losses.figures, heads=heads)), jax.jit(partial(to_reference, heads=heads))
+    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (ablate_losses.figures, pseudo_truth.figures))
 
     def measure(run, picture):
         pair = pairs[run.name]
         known = judge(params, picture, pair.photograph, pair.painting)
-        if pair.reference is not None:
-            known = known | compare(params["vgg16"], picture, pair.reference)
+        known = known | compare(picture, pair.reference, params=params["vgg16"])
         return {name: float(x) for name, x in known.items()}
 
     about = {"size": size, "strength": strength, "weights": studies.source(weights)}
@@ -111,7 +107,7 @@ def main(
     solver = solvers.lbfgs(objective)
     programs = [studies.Program(solver, steps, some, keep=spaced(steps)) for some in runs.values()]
     results = studies.run(flags, programs, measure=measure)
-    report(flags, results, pairs, calibrated=heads is not None)
+    report(flags, results, pairs, truth, calibrated=heads is not None)
 
 
 def paired(contents, styles):
@@ -137,21 +133,12 @@ def spaced(steps, *, octave=3):
     return tuple(sorted({0, steps, *(round(steps ** (i / max(count, 1))) for i in range(count + 1))}))
 
 
-def to_reference(params, picture, reference, *, heads=None):
-    """How far a picture is from another, by pixels and by LPIPS; params are VGG-16's."""
-    return {
-        "reference_mse": metrics.mse(picture, reference),
-        "reference_ssim": metrics.ssim(picture, reference),
-        "reference_lpips": metrics.lpips(vgg.features, params, picture, reference, heads=heads),
-    }
-
-
 def knee(x, y):
     """Where a curve of falling y turns from steep to flat: the index of a point, or None for a curve that does not.
 
     Kneedle without smoothing (Satopaa 2011, doi 10.1109/ICDCSW.2011.20): the point farthest below the chord from the
     first to the last point, where both axes are scaled so that it goes from (0, 1) to (1, 0). There, most of the way in
-    y is done for the least of the way in x. Points at the chord or above are none.
+    y is done for the least of the way in x, which rises. Points at the chord or above are none.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 3 or x[-1] == x[0] or y[-1] == y[0]:
@@ -176,28 +163,22 @@ def track(result):
     return columns | {"lost": [1 - value for value in columns["ssim"]]}
 
 
-def knees(columns):
-    """{what is said to measure the content: the knee's index, or None}."""
-    return {name: knee(columns[name], columns["style_distance"]) for name in LOST}
-
-
 LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
-TO_REFERENCE = {"reference_mse": "MSE", "reference_ssim": "SSIM", "reference_lpips": "LPIPS"}
+NEAREST = {"reference_mse": np.argmin, "reference_ssim": np.argmax, "reference_lpips": np.argmin}
 CAPTION = (
     "From the photograph on. L is LPIPS to the photograph, s the style distance (1 is the photograph, 0 the painting). "
-    "The knee is that of style distance against LPIPS."
+    "The knee is that of style distance over iterations."
 )
 
 
-def report(flags, results, pairs, *, calibrated):
+def report(flags, results, pairs, truth, *, calibrated):
     """Write the card, and iterations.csv with every figure at every step that was looked at."""
     tracks = {r.name: track(r) for r in results}
-    at = {name: knees(columns) for name, columns in tracks.items()}
+    at = {name: knee(columns["step"], columns["style_distance"]) for name, columns in tracks.items()}
     lines, cells = [], []
     for result in results:
-        pair, columns, turn = pairs[result.name], tracks[result.name], at[result.name]["lpips"]
-        row = [cards.Picture(pair.painting, "painting")]
-        row += [cards.Picture(pair.reference, "AdaIN’s picture")] if pair.reference is not None else []
+        pair, columns, turn = pairs[result.name], tracks[result.name], at[result.name]
+        row = [cards.Picture(pair.painting, "painting"), cards.Picture(pair.reference, "AdaIN’s picture")]
         for i in shown(len(columns["step"]), turn):
             step = columns["step"][i]
             picture = result.picture(None if i + 1 == len(columns["step"]) else step)
@@ -210,7 +191,7 @@ def report(flags, results, pairs, *, calibrated):
     def over(name, y, *, log="x", marked=False):
         """A figure over iterations."""
         series = {key: list(zip(columns["step"], columns[name], strict=True)) for key, columns in tracks.items()}
-        turns = [(series[key][i], f"{series[key][i][0]}") for key in series if (i := at[key]["lpips"]) is not None]
+        turns = [(series[key][i], f"{series[key][i][0]}") for key in series if (i := at[key]) is not None]
         marks = [(*point, label) for point, label in turns] if marked else []
         return cards.curves(series, x="iterations", y=y, log=log, marks=marks, caption=f"{y} over iterations.")
 
@@ -218,9 +199,9 @@ def report(flags, results, pairs, *, calibrated):
         series = {
             key: list(zip(columns[name], columns["style_distance"], strict=True)) for key, columns in tracks.items()
         }
-        turns = [(key, i) for key in series if (i := at[key][name]) is not None]
+        turns = [(key, i) for key in series if (i := at[key]) is not None]
         marks = [(*series[key][i], f"{tracks[key]['step'][i]}") for key, i in turns]
-        caption = f"Style distance against {label}; the circle is the knee, with its iteration."
+        caption = f"Style distance against {label}, from the photograph on; the circle is the knee, with its iteration."
         return cards.curves(series, x=label, y="style distance", marks=marks, caption=caption)
 
     blocks = [
@@ -236,16 +217,14 @@ def report(flags, results, pairs, *, calibrated):
             ),
         ),
     ]
-    if all("reference_mse" in columns for columns in tracks.values()):
-        some = [over(name, f"{label} to AdaIN’s picture") for name, label in TO_REFERENCE.items()]
-        blocks.append(cards.section("Against AdaIN’s picture", cards.beside(*some)))
+    against = [over(name, label) for name, label in pseudo_truth.FIGURES.items()]
+    blocks.append(cards.section("Against AdaIN’s picture", pseudo_truth.told(truth), cards.beside(*against)))
     rows = [
         {"pair": name} | {figure: values[i] for figure, values in columns.items() if figure != "lost"}
         for name, columns in tracks.items()
         for i in range(len(columns["step"]))
     ]
-    headings = {"pair": "Pair", "step": "Iterations"} | ablate_losses.FIGURES
-    headings |= {name: f"{label} to AdaIN" for name, label in TO_REFERENCE.items() if name in rows[0]}
+    headings = {"pair": "Pair", "step": "Iterations"} | ablate_losses.FIGURES | pseudo_truth.FIGURES
     blocks.append(cards.section("Every step", cards.table(rows, columns=headings, caption="Every picture looked at.")))
     blocks.append(cards.section("How to read the figures", *explained(calibrated)))
     text = io.StringIO()
@@ -264,6 +243,7 @@ def report(flags, results, pairs, *, calibrated):
         sheet=plots.contact_sheet(cells, cell=ablate_losses.CELL),
         table={"run": "Pair", "loss": "Loss", "left": "Left of it"}
         | ablate_losses.FIGURES
+        | pseudo_truth.FIGURES
         | {"evaluations": "Evaluations", "seconds": "Seconds"},
     )
 
@@ -273,10 +253,10 @@ def explained(calibrated):
     return [
         *ablate_losses.explained(calibrated)[:2],
         "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
-        "own (--strength). A knee is where the curve of style distance against what is lost of the content is "
-        "farthest below the straight line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): "
-        "before it a step gives more style than it takes content, after it less, each as a share of the whole way. It "
-        "is among the steps looked at, and goes by the whole run: with more iterations it comes later.",
+        "own (--strength). The knee is where the curve of style distance over iterations is farthest below the "
+        "straight line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an "
+        "iteration gives more than the average one, after it less. It is among the steps looked at, and goes by the "
+        "whole run: with more iterations it comes later.",
     ]
 
 
@@ -289,48 +269,37 @@ def shown(count, turn):
 def says(tracks, at):
     """What was found, in words that follow the numbers."""
     text = [sentence for name, columns in tracks.items() for sentence in of_pair(name, columns, at[name])]
-    found = {
-        name: [c["step"][at[key][name]] for key, c in tracks.items() if at[key][name] is not None] for name in LOST
-    }
-    if len(tracks) > 1 and found["lpips"]:
+    found = [columns["step"][i] for key, columns in tracks.items() if (i := at[key]) is not None]
+    if len(tracks) > 1 and found:
         text.append(
-            f"Over all {len(tracks)} pairs the knee by LPIPS is at {min(found['lpips'])} to {max(found['lpips'])} "
-            f"iterations, {np.median(found['lpips']):g} in the middle."
-        )
-    if not any("reference_mse" in columns for columns in tracks.values()):
-        text.append(
-            "The comparison with AdaIN’s pictures was left out: it needs AdaIN’s decoder (--adain FILE, which "
-            "train_adain.py writes) or its pictures (--reference FILE ...)."
+            f"Over all {len(tracks)} pairs the knee is at {min(found)} to {max(found)} iterations, "
+            f"{np.median(found):g} in the middle."
         )
     return text
 
 
-def of_pair(name, columns, at):
-    """What was found of a pair, in sentences."""
+def of_pair(name, columns, turn):
+    """What was found of a pair, in sentences; turn: the knee's index, or None."""
     steps, style = columns["step"], columns["style_distance"]
-    turn = at["lpips"]
     if turn is None:
-        first = f"{name}: there is no knee; style distance falls in step with what is lost of the content."
+        first = f"{name}: there is no knee; style distance falls in step with the iterations."
     else:
-        reached, lost = (100 * progress(columns[key])[turn] for key in ("style_distance", "lpips"))
-        others = [f"{steps[at[key]]} by {label}" for key, label in LOST.items() if key != "lpips" and at[key]]
+        reached = 100 * progress(style)[turn]
+        after = [
+            f"{label} from {short(columns[key][turn])} to {short(columns[key][-1])}"
+            for key, label in (("style_distance", "the style distance"), *LOST.items())
+        ]
         first = (
             f"{name}: the knee is at iteration {steps[turn]} of {steps[-1]}. By then the picture has gone "
-            f"{short(reached)} % of its way in style (distance {short(style[turn])}, at last {short(style[-1])}) for "
-            f"{short(lost)} % of its way from the photograph in LPIPS"
-            + (f"; it is at {' and at '.join(others)}." if others else ".")
+            f"{short(reached)} % of its way in style. From there to the end go {', '.join(after)}."
         )
     settled = next(step for step, value in zip(steps, style, strict=True) if value <= SETTLED * style[-1])
     last = [
         f"From iteration {settled} on the style distance is within {100 * (SETTLED - 1):.0f} % of its last.",
     ]
-    if "reference_mse" in columns:
-        best = {
-            label: steps[int(pick(columns[key]))]
-            for (key, label), pick in zip(TO_REFERENCE.items(), (np.argmin, np.argmax, np.argmin), strict=True)
-        }
-        where = ", ".join(f"{step} by {label}" for label, step in best.items())
-        last.append(f"It is nearest to AdaIN’s picture at iteration {where}.")
+    best = [(label, int(NEAREST[key](columns[key]))) for key, label in pseudo_truth.FIGURES.items()]
+    where = ", ".join(f"{steps[i]} by {label.split()[0]}" for label, i in best)
+    last.append(f"It is nearest to AdaIN’s picture at iteration {where}.")
     return [" ".join([first, *last])]
 
 

@@ -15,13 +15,12 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pseudo_truth
 import studies
 import tyro
 
-from nstjax import cards, features, images, losses, metrics, nets, objectives, patches, plots, solvers, styles, terminal
-from nstjax.errors import InputError
+from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
 from nstjax.features import vgg
-from nstjax.nets import adain as adain_net
 
 STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
 CONTENT_LAYER = "relu4_2"
@@ -106,7 +105,7 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
         "TV, power 1.25": BASE | {"tv1.25": 0.5},
         "TV, power 1": BASE | {"tv1": 0.5},
     },
-    "alpha": {f"α {alpha:g}": BASE | {"content": alpha} for alpha in (0.03, 0.3, 3.0, 30.0)},
+    "alpha": {f"alpha {alpha:g}": BASE | {"content": alpha} for alpha in (0.03, 0.3, 3.0, 30.0)},
     "laplacian": {f"Laplacian {weight:g}": BASE | {"laplacian": weight} for weight in (3.0, 30.0)},
     "perceptual": {"perceptual": {"perceptual": 3.0, "style": 10.0}},
     "patches": {
@@ -139,44 +138,40 @@ def main(
     content: Path = studies.PICTURES / "astronaut.jpg",
     style: Path = studies.PICTURES / "gale.jpg",
     groups: tuple[Group, ...] = tuple(HEADINGS),
-    adain: Path | None = None,
-    reference: Path | None = None,
     weights: str = "bundled",
+    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
 ) -> None:
     """Paint a photograph with one loss after another, from the photograph, by L-BFGS.
 
     Args:
-        content: the photograph; long side 256 pixels, or 128 with --quick, unless --size is given.
+        content: the photograph; long side 256 pixels, or 96 with --quick, unless --size is given.
         style: the painting.
         groups: what to compare: distances (Pandey's MSE and Charbonnier), tv (Kitov's three powers), alpha (his ratio
             of content to style), laplacian, perceptual (LPIPS keeps the content), patches (statistics of cells),
             nearest (each patch is like one of the painting's), wasserstein, adain (its picture is reconstructed),
             augustins (his weights of layers, and his α for 128, 256 and 512 pixels, up to twice the size).
-        adain: AdaIN's decoder, a file that train_adain.py wrote, whose picture is reconstructed.
-        reference: or AdaIN's picture itself, by whatever program. Without either that group is left out.
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
+        truth: what AdaIN's picture is.
         flags: those of every study.
     """
     studies.start(flags)
-    if adain and reference:
-        raise InputError("--adain, --reference: both are given; one of them says what AdaIN's picture is")
-    size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
-    chosen = tuple(name for name in HEADINGS if name in groups and (name != "adain" or adain or reference))
+    pseudo_truth.check(truth)
+    size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (20 if flags.quick else 150)
+    chosen = tuple(name for name in HEADINGS if name in groups)
     sizes = [each for each in ALPHAS if each <= (1 if flags.quick else 2) * size] or [size]
     table: dict[str, tuple] = {BASELINE: (size, "distances", BASE)}
     for group in chosen:
         if group == "augustins":
             for side, alpha in itertools.product(sizes, ALPHAS.values()):
-                table[f"{side} px, α {alpha:g}"] = (side, group, {"gatys_content": alpha, "gatys_style": 1.0})
+                table[f"{side} px, alpha {alpha:g}"] = (side, group, {"gatys_content": alpha, "gatys_style": 1.0})
         else:
             table |= {name: (size, group, terms) for name, terms in GROUPS[group].items()}
 
     usual = images.load(content, size=size, minimum=32)
-    images.load(style, size=size, minimum=32)
-    if reference:
-        images.load(reference, size=usual.shape[:2])
-    decoder = adain and load_decoder(adain)
+    painting = images.load(style, size=size, minimum=32)
+    pairs = {f"{content.stem}, {style.stem}": (usual, painting)}
+    (reference,) = pseudo_truth.made(flags, truth, pairs, steps=min(2 * steps, 100)).values()
     params = load_networks(weights, like=usual)
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
     objective = objectives.combined(networks, TERMS)
@@ -185,13 +180,8 @@ def main(
     def scene(side):
         """What the runs of a size share."""
         photograph, painting = images.load(content, size=side, minimum=32), images.load(style, size=side, minimum=32)
-        picture = None
-        if reference:
-            picture = images.load(reference, size=photograph.shape[:2])
-        elif decoder:
-            picture = paint_by_adain(decoder, photograph, painting)
         every = {term for _side, _, terms in table.values() if _side == side for term in terms}
-        of = jax.jit(partial(targets, every))(params, photograph, painting, picture, heads)
+        of = jax.jit(partial(targets, every))(params, photograph, painting, reference.picture, heads)
         return Scene(photograph, painting, of, jax.jit(partial(units, objective))(params, photograph, of))
 
     def prepare(side, terms, among):
@@ -201,10 +191,9 @@ def main(
         return photograph, {"params": params, "weights": weighed, "targets": {name: of[name] for name in among}}
 
     about = {"content": studies.source(content), "style": studies.source(style), "weights": studies.source(weights)}
-    by = {"reconstructed": studies.source(adain or reference)} if adain or reference else {}
 
     def run_of(name, side, group, terms, *, among):
-        own = {"group": group, "size": side, "losses": terms} | (by if "reconstruction" in terms else {})
+        own = {"group": group, "size": side, "losses": terms} | (reference.about if side == size else {})
         return studies.Run(name, own | about, partial(prepare, side, terms, among))
 
     # Runs that differ in numbers alone are optimised by one program.
@@ -216,15 +205,18 @@ def main(
         among = tuple(name for name in TERMS if any(name in terms for *_, terms in some))
         programs.append(studies.Program(solvers.lbfgs(objective), steps, [run_of(*each, among=among) for each in some]))
 
-    judge = jax.jit(partial(figures, heads=heads))
+    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (figures, pseudo_truth.figures))
 
     def measure(run, picture):
-        photograph, painting, *_ = scene(run.configuration["size"])
-        return {name: float(x) for name, x in judge(params, picture, photograph, painting).items()}
+        side = run.configuration["size"]
+        photograph, painting, *_ = scene(side)
+        known = judge(params, picture, photograph, painting)
+        if side == size:
+            known = known | compare(picture, reference.picture, params=params["vgg16"])
+        return {name: float(x) for name, x in known.items()}
 
     results = studies.run(flags, programs, measure=measure)
-    left_out = "adain" in groups and "adain" not in chosen
-    report(flags, results, scene(size), chosen, left_out=left_out, calibrated=heads is not None)
+    report(flags, results, scene(size), reference.picture, truth, calibrated=heads is not None)
 
 
 def load_networks(weights, *, like):
@@ -295,32 +287,14 @@ def figures(params, picture, photograph, painting, *, heads=None):
     }
 
 
-def load_decoder(path):
-    """(decoder, variables) from a file that train_adain.py wrote."""
-    net, variables, _ = styles.load(path)
-    if not isinstance(net, nets.Decoder):
-        raise InputError(f"--adain {path}: is a net of one style, not AdaIN's decoder; train_adain.py trains one")
-    return net, variables
-
-
-def paint_by_adain(decoder, photograph, painting):
-    """AdaIN's picture [H, W, 3] of a photograph [H, W, 3], by what `load_decoder` gives."""
-    net, variables = decoder
-    params = features.load("vgg19", layers=("relu4_1",))
-    target = adain_net.targets(params, painting[None])
-    return np.clip(adain_net.stylize(params, net, variables, photograph[None], target)[0], 0, 1)
-
-
-def report(flags, results, scene, chosen, *, left_out, calibrated):
+def report(flags, results, scene, reference, truth, *, calibrated):
     """Write the card: what the figures say, pictures, curves."""
     baseline = results[0]
-    rows = {group: [r for r in results[1:] if r.configuration["group"] == group] for group in chosen}
+    rows = {group: [r for r in results[1:] if r.configuration["group"] == group] for group in HEADINGS}
     rows = {group: some for group, some in rows.items() if some}
     sweep = swept(baseline, rows.get("alpha", []))
     start = [cards.Picture(scene.photograph, "photograph"), cards.Picture(scene.painting, "painting")]
-    start.append(cards.Picture(baseline.picture(), BASELINE, note(baseline)))
-    if rows.get("adain") and (picture := scene.targets.get("reconstruction")) is not None:
-        start.append(cards.Picture(np.asarray(picture), "AdaIN’s picture"))
+    start += [cards.Picture(reference, "AdaIN’s picture"), cards.Picture(baseline.picture(), BASELINE, note(baseline))]
     lines = [("", start)]
     for group, some in rows.items():
         for i, line in enumerate(by_size(some)):
@@ -345,22 +319,25 @@ def report(flags, results, scene, chosen, *, left_out, calibrated):
         blocks.append(cards.section("Content against style", cards.beside(*map(trade_off, compared))))
     if rows:
         blocks.append(cards.section("How the losses fall", cards.beside(*map(descent, rows))))
-    blocks.append(cards.section("How to read the figures", *explained(calibrated)))
-    cells = [[(picture.image, picture.label) for picture in line] for _, line in lines]
+    blocks.append(cards.section("How to read the figures", *explained(calibrated), pseudo_truth.told(truth)))
+    cells = [(larger(picture.image), picture.label) for _, line in lines for picture in line]
     studies.write(
         flags,
         results,
         title="What each loss does to a picture",
         lead="One photograph, one painting, one solver, and one loss after another: those of Gatys 2015, Pandey 2018, "
         "Kitov’s lecture, Augustins 2017, and of those that came after them.",
-        says=says(baseline, rows, left_out=left_out),
+        says=says(baseline, rows),
         blocks=blocks,
-        sheet=plots.contact_sheet([[(larger(image), label) for image, label in row] for row in cells], cell=CELL),
-        table={"run": "Run", "size": "Size"} | FIGURES | {"evaluations": "Evaluations", "seconds": "Seconds"},
+        sheet=plots.contact_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], cell=CELL),
+        table={"run": "Run", "size": "Size"}
+        | FIGURES
+        | pseudo_truth.FIGURES
+        | {"evaluations": "Evaluations", "seconds": "Seconds"},
     )
 
 
-CELL = 256  # pixels of a picture on the sheet
+CELL, COLUMNS = 256, 6  # pixels of a picture on the sheet, and pictures in a row
 FIGURES = {
     "content_distance": "Content distance",
     "style_distance": "Style distance",
@@ -439,10 +416,13 @@ def against(baseline, sweep, result, name):
     return float(result.figures[name] / np.exp(np.interp(at, x, y)))
 
 
-def says(baseline, rows, *, left_out):
+def says(baseline, rows):
     """What was found, in words that follow the numbers."""
     sweep = rows.get("alpha", [])
-    text = [f"{BASELINE}: {placed(baseline)}, SSIM {short(baseline.figures['ssim'])}."]
+    text = [
+        f"MSE of relu4_2 and of Gram matrices: {placed(baseline)}, SSIM {short(baseline.figures['ssim'])}, after "
+        f"{baseline.figures['evaluations']:.0f} evaluations."
+    ]
     if sweep:
         ends = sorted([baseline, *sweep], key=lambda r: r.configuration["losses"]["content"])
         ends = [ends[0], ends[-1]]
@@ -452,18 +432,15 @@ def says(baseline, rows, *, left_out):
             f"α, the ratio of content to style in units of the baseline’s: from {alphas[0]} to {alphas[1]} the content "
             f"distance goes from {c0} to {c1} and the style distance from {s0} to {s1}."
         )
-    for group, some in rows.items():
-        if group not in ("alpha", "augustins"):
-            text.append(f"{HEADINGS[group]}. " + " ".join(compared(baseline, sweep, r) for r in some))
-            text[-1] += told(group, baseline, some)
+    text += ranked(baseline, sweep, [r for group, some in rows.items() if group not in APART for r in some])
+    text += [told(group, baseline, some) for group, some in rows.items() if group in TOLD]
     if rows.get("augustins"):
         text.append(of_augustins(rows["augustins"]))
-    if left_out:
-        text.append(
-            "Reconstruction of AdaIN’s picture was left out: it needs AdaIN’s decoder (--adain FILE, which "
-            "train_adain.py writes) or its picture (--reference FILE)."
-        )
-    return text
+    return [*text, of_reference([baseline, *(r for some in rows.values() for r in some)])]
+
+
+# Groups that are no other losses, but other weights.
+APART = ("alpha", "augustins")
 
 
 def placed(result):
@@ -472,30 +449,49 @@ def placed(result):
     return f"content distance {c}, style distance {s}"
 
 
-def compared(baseline, sweep, result):
-    """How a run compares with MSE of Gram matrices at the same content distance, in a sentence."""
-    ratios = [against(baseline, sweep, result, name) for name in ("style_distance", "moments_distance")]
-    if None in ratios:
-        return f"{result.name}: {placed(result)}."
-    gram, moments = map(short, ratios)
-    return (
-        f"{result.name}: {placed(result)}, {gram} times what the baseline has where it keeps as much content "
-        f"({moments} times by moments)."
-    )
+def ranked(baseline, sweep, results):
+    """How the runs compare with MSE of Gram matrices at the same content distance, best first, in sentences."""
+    by = {
+        r.name: [against(baseline, sweep, r, name) for name in ("style_distance", "moments_distance")] for r in results
+    }
+    known = sorted((name for name in by if None not in by[name]), key=lambda name: by[name][0])
+    text = []
+    if known:
+        each = [f"{name} {short(by[name][0])} ({short(by[name][1])} by moments)" for name in known]
+        text.append(
+            "Where the sweep of α keeps as much of the content, the style distance of the others is so many times its: "
+            + "; ".join(each)
+            + "."
+        )
+    if others := [f"{r.name}, {placed(r)}" for r in results if sweep and r.name not in known]:
+        text.append(f"Beyond what the sweep covers: {'; '.join(others)}.")
+    return text
+
+
+# {group: (the figure that it is about, in words)}
+TOLD = {
+    "tv": ("roughness", "Roughness"),
+    "laplacian": ("ssim", "SSIM to the photograph"),
+    "perceptual": ("lpips", "LPIPS to the photograph"),
+    "adain": ("reference_ssim", "SSIM to AdaIN’s picture"),
+}
 
 
 def told(group, baseline, results):
     """The figure that a group is about, in a sentence."""
-    name, label = {
-        "tv": ("roughness", "Roughness"),
-        "laplacian": ("ssim", "SSIM"),
-        "perceptual": ("lpips", "LPIPS"),
-        "adain": ("ssim", "SSIM to the photograph"),
-    }.get(group, (None, None))
-    if name is None:
-        return ""
+    name, label = TOLD[group]
     values = [f"{short(r.figures[name])} ({r.name})" for r in results]
-    return f" {label}: {', '.join(values)}, {short(baseline.figures[name])} without."
+    return f"{HEADINGS[group]}. {label}: {', '.join(values)}, {short(baseline.figures[name])} without."
+
+
+def of_reference(results):
+    """Which runs that were not given AdaIN's picture come nearest to it, in a sentence."""
+    some = [r for r in results if "reference_ssim" in r.figures and "reconstruction" not in r.configuration["losses"]]
+    nearest = []
+    for name, label in pseudo_truth.FIGURES.items():
+        best = (max if name == "reference_ssim" else min)(some, key=lambda r: r.figures[name])
+        nearest.append(f"{best.name} by {label.split()[0]} ({short(best.figures[name])})")
+    return f"Nearest to AdaIN’s picture, of those that were not given it: {', '.join(nearest)}."
 
 
 def of_augustins(results):

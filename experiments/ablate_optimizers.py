@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pseudo_truth
 import studies
 import tyro
 
@@ -84,6 +85,7 @@ def main(
     init: Literal["content", "noise"] = "content",
     strength: float = 0.5,
     weights: str = "bundled",
+    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
 ) -> None:
     """Paint one picture by several optimisers, each with several learning rates.
@@ -97,6 +99,7 @@ def main(
         init: the picture that all start from.
         strength: of the style, between 0 and 1.
         weights: bundled, keras or torchvision (downloaded), or a file.
+        truth: what AdaIN's picture is.
         flags: those of every study.
     """
     studies.start(flags)
@@ -106,9 +109,12 @@ def main(
     for factor in factors:
         if not 0 < factor < math.inf:
             raise InputError(f"--factors {factor}: give numbers above 0")
+    pseudo_truth.check(truth)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (40 if flags.quick else 240)
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=16)
+    pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
+    (reference,) = pseudo_truth.made(flags, truth, pairs, steps=min(steps, 100)).values()
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
     starts = {
         "content": lambda: photograph,
@@ -130,7 +136,7 @@ def main(
         return balanced(params, photograph, painting)
 
     about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": studies.source(weights)}
-    about |= {"content": studies.source(content), "style": studies.source(style)}
+    about |= {"content": studies.source(content), "style": studies.source(style)} | reference.about
 
     def run_of(optimizer, factor):
         rate = OPTIMIZERS[optimizer].rate * factor
@@ -144,8 +150,14 @@ def main(
         for optimizer in dict.fromkeys(optimizers or OPTIMIZERS)
         if (runs := [run_of(optimizer, factor) for factor in factors])
     ]
-    results = [with_failures(result) for result in studies.run(flags, programs)]
-    report(flags, results, {"photograph": photograph, "painting": painting}, init)
+    compare = jax.jit(pseudo_truth.figures)
+
+    def measure(run, picture):
+        return {name: float(x) for name, x in compare(picture, reference.picture).items()}
+
+    results = [with_failures(result) for result in studies.run(flags, programs, measure=measure)]
+    pictures = {"photograph": photograph, "painting": painting, "AdaIN’s picture": reference.picture}
+    report(flags, results, pictures, truth, init)
 
 
 def solver_of(optimizer, objective, steps, rate):
@@ -213,7 +225,7 @@ def kept_until(result, seconds):
     return max(step for step in steps if step == 0 or result.curve["seconds"][step - 1] <= seconds * (1 + 1e-9))
 
 
-def report(flags, results, pictures, init):
+def report(flags, results, pictures, truth, init):
     """Write the card: what the figures say, pictures, curves, tables."""
     best = best_of(results)
     steps = max(len(result.curve["loss"]) for result in best.values())
@@ -317,6 +329,7 @@ def report(flags, results, pictures, init):
             ),
         ),
         cards.section("Who overtakes whom", matrix("evaluations"), matrix("seconds")),
+        cards.section("AdaIN’s picture", pseudo_truth.told(truth)),
     ]
     cells = [[(picture, label) for label, picture in pictures.items()]]
     for optimizer, result in best.items():
@@ -338,6 +351,7 @@ def report(flags, results, pictures, init):
             "left": "Left of it",
             "content": "Content",
             "style": "Style",
+            **{name: pseudo_truth.FIGURES[name] for name in ("reference_mse", "reference_ssim")},
             "taken_back": "Steps taken back",
             "pace": "Seconds an evaluation",
             "evaluations": "Evaluations",
@@ -374,6 +388,12 @@ def says(results):
             f"{cards.number(1000 * paces[0].figures['pace'])} ms ({names[id(paces[0])]}) to "
             f"{cards.number(1000 * paces[-1].figures['pace'])} ms ({names[id(paces[-1])]})."
         )
+    nearest = sorted(best, key=lambda result: -result.figures["reference_ssim"])
+    text.append(
+        "SSIM to AdaIN’s picture, which none was given: "
+        + listed([f"{r.figures['reference_ssim']:.2g} ({names[id(r)]})" for r in nearest])
+        + "."
+    )
     factors = {result.configuration["factor"] for result in results}
     if len(factors) > 1:
         text.append(

@@ -50,16 +50,9 @@ def main(
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
 
     params = features.load(flags.network, layers=LAYERS)
-    # Huang's VGG is normalised: the mean activation of each layer is 1. Here a layer's weight has the same effect.
     acts = jax.jit(vgg.features)(params, photographs[0])
-    weights = {name: float(1 / acts[name].mean() ** 2) for name in LAYERS}
-    targets = {
-        "network": params,
-        "weights": {"content": content_weight, "style": style_weight},
-        "content_layers": {"relu4_1": weights["relu4_1"]},
-        # Huang adds the distances of means and of standard deviations, of which `losses.mse` takes the mean.
-        "style_layers": {name: 2 * weight for name, weight in weights.items()},
-    }
+    layers = jax.tree.map(float, adain.layer_weights({name: acts[name] for name in LAYERS}))
+    targets = {"network": params, "weights": {"content": content_weight, "style": style_weight}} | layers
     decoder = training.for_training(nets.NETS["adain"])
     decay = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)
     wanted = jax.jit(adain.targets)(params, examples)

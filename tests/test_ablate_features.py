@@ -113,15 +113,16 @@ def test_swag_compares_softened_features():
 
 def test_judges_see_what_is_there_and_never_their_own(monkeypatch):
     monkeypatch.setattr(features, "load", tiny)
-    measure = ablate.judged(PHOTOGRAPH, PAINTING)
+    measure = ablate.judged(PHOTOGRAPH, PAINTING, PAINTING)
     by = lambda network: studies.Run("", {"network": network}, lambda: ())  # noqa: E731
     same, other = measure(by("resnet50"), PHOTOGRAPH), measure(by("resnet50"), PAINTING)
     assert same["ssim"] == pytest.approx(1) and same["lpips"] == pytest.approx(0, abs=1e-6)
+    assert other["reference_ssim"] == pytest.approx(1) and other["reference_mse"] == 0 < same["reference_mse"]
     for judge in ablate.JUDGES:
         assert same[f"style_{judge}"] == pytest.approx(1, rel=1e-4) and same[f"content_{judge}"] == 0
         assert other[f"style_{judge}"] == pytest.approx(0, abs=1e-6) and other[f"content_{judge}"] > 0.05
     own = {judge: measure(by(judge), PAINTING) for judge in ablate.JUDGES}
-    assert own["vgg16"] == other | dict.fromkeys(("content_vgg16", "style_vgg16", "lpips"))
+    assert own["vgg16"] == other | dict.fromkeys(("content_vgg16", "style_vgg16", "lpips", "reference_lpips"))
     assert own["squeezenet11"] == other | dict.fromkeys(("content_squeezenet11", "style_squeezenet11"))
 
 
@@ -139,7 +140,7 @@ def test_the_study_from_end_to_end(run, capsys):
     assert "Left out" in whole["says"][-1] and "ResNet-50" in whole["says"][-1]
     card = (folder / "card.html").read_text()
     assert "ResNet-50: https://example.org/resnet50: cannot be downloaded (no network)." in card
-    assert card.count("<img src=") == 2 + 6
+    assert card.count("<img src=") == 3 + 6
     assert images.load(folder / "sheet.png").std() > 0.1
     capsys.readouterr()
     run(*chosen)

@@ -96,7 +96,7 @@ def table(folder):
 def test_every_loss_of_every_group_paints_a_picture(whole):
     figures = table(whole)
     names = [name for group in ablate.GROUPS.values() for name in group]
-    augustins = [f"40 px, α {alpha:g}" for alpha in ablate.ALPHAS.values()]
+    augustins = [f"40 px, alpha {alpha:g}" for alpha in ablate.ALPHAS.values()]
     assert list(figures) and set(figures) == {ablate.BASELINE, *names, *augustins}
     assert all(np.isfinite(list(row.values())).all() for row in figures.values())
     # All of them leave the photograph for a smaller loss.
@@ -131,16 +131,19 @@ def test_a_first_loss_is_its_weight(whole):
                 assert first[name][0] == pytest.approx(0, abs=1e-5)
 
 
-def test_what_is_done_is_not_done_again_and_what_is_left_out_is_said(whole, run, here, capsys):
+def test_what_is_done_is_not_done_again(whole, here, capsys):
     folder = whole.parent
     with pytest.MonkeyPatch.context() as patch:
-        command(here, folder, patch, "--groups", "alpha", "adain")
-    assert "5 of 5 runs are done already" in capsys.readouterr().out
-    card = (whole / "card.html").read_text()
-    assert "picture was left out: it needs AdaIN’s decoder (--adain FILE" in card and card.count("<img src=") == 3 + 4
+        command(here, folder, patch, "--groups", "alpha", "adain", "--adain", here / "adain.safetensors")
+    assert "7 of 7 runs are done already" in capsys.readouterr().out
+    assert (whole / "card.html").read_text().count("<img src=") == 4 + 4 + 2
+    # Against another reference they are other runs.
+    with pytest.MonkeyPatch.context() as patch:
+        command(here, folder, patch, "--groups", "adain", "--reference", here / "adain.png")
+    assert "done already" not in capsys.readouterr().out
 
 
-def test_runs_that_differ_in_numbers_alone_share_a_program(run, monkeypatch):
+def test_runs_that_differ_in_numbers_alone_share_a_program(run, here, monkeypatch):
     caught = []
 
     def stop(flags, programs, measure):
@@ -149,7 +152,8 @@ def test_runs_that_differ_in_numbers_alone_share_a_program(run, monkeypatch):
 
     monkeypatch.setattr(studies, "run", stop)
     with pytest.raises(SystemExit):
-        run("--groups", "distances", "tv", "alpha", "laplacian", "augustins", "patches", "wasserstein")
+        reference = ("--reference", here / "adain.png")
+        run("--groups", "distances", "tv", "alpha", "laplacian", "augustins", "patches", "wasserstein", *reference)
     assert [len(program.runs) for program in caught] == [1 + 3 + 3 + 4 + 2 + 3, 2, 1]
     for program in caught:
         prepared = [each.prepare() for each in program.runs]
@@ -220,7 +224,8 @@ def test_figures_of_the_photograph_and_of_another_picture():
 
 
 def result(name, group, weights, content, style, size=256, **more):
-    figures = {"content_distance": content, "style_distance": style, "moments_distance": 2 * style, "ssim": 0.5} | more
+    figures = {"content_distance": content, "style_distance": style, "moments_distance": 2 * style, "ssim": 0.5}
+    figures |= {"reference_mse": 0.1, "reference_ssim": 0.5, "reference_lpips": 1, "evaluations": 9} | more
     configuration = {"group": group, "losses": weights, "size": size}
     return studies.Result(name, configuration, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
 
@@ -246,12 +251,26 @@ def test_against_the_sweep():
 def test_what_the_card_says_follows_the_numbers():
     twice = result("other", "wasserstein", {}, 0.4, 0.02)
     far = result("far", "wasserstein", {}, 0.1, 0.3)
-    text = "\n".join(ablate.says(BASE, {"alpha": SWEEP, "wasserstein": [twice, far]}, left_out=False))
+    half = result("half", "tv", {}, 0.4, 0.005, roughness=3.0)
+    base = BASE._replace(figures=BASE.figures | {"roughness": 4.0})
+    text = "\n".join(ablate.says(base, {"alpha": SWEEP, "wasserstein": [twice, far], "tv": [half]}))
     assert "from 0.1 to 10 the content distance goes from 0.8 to 0.2 and the style distance from 0.001 to 0.1" in text
-    assert "other: content distance 0.4, style distance 0.02, 2 times what the baseline has" in text
-    assert "far: content distance 0.1, style distance 0.3." in text and "left out" not in text
-    text = "\n".join(ablate.says(BASE, {"wasserstein": [far]}, left_out=True))
-    assert "times what" not in text and "left out: it needs AdaIN’s decoder" in text
+    assert "so many times its: half 0.5 (0.5 by moments); other 2 (2 by moments)." in text
+    assert "Beyond what the sweep covers: far, content distance 0.1, style distance 0.3." in text
+    assert "Total variation. Roughness: 3 (half), 4 without." in text
+    text = "\n".join(ablate.says(BASE, {"wasserstein": [far]}))
+    assert "so many times" not in text and "Beyond" not in text
+
+
+def test_the_nearest_to_adain_is_among_those_that_were_not_given_it():
+    figures = {"reference_mse": 0.2, "reference_ssim": 0.5, "reference_lpips": 1.0}
+    near = result("near", "tv", {}, 0.4, 0.1, **figures | {"reference_ssim": 0.6, "reference_mse": 0.1})
+    given = result("given", "adain", {"reconstruction": 1.0}, 0.4, 0.1, **dict.fromkeys(figures, 0.01))
+    other = result("512 px", "augustins", {}, 0.4, 0.1, 512)
+    del other.figures["reference_ssim"]  # of another size
+    base = result("base", "distances", {}, 0.4, 0.1, **figures)
+    text = ablate.of_reference([base, near, given, other])
+    assert text.endswith("were not given it: near by MSE (0.1), near by SSIM (0.6), base by LPIPS (1).")
 
 
 @pytest.mark.parametrize(

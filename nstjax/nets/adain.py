@@ -85,27 +85,46 @@ def stylize(params, decoder, variables, images, target, *, alpha=1.0):
     return decoder.apply(variables, x)[:, : images.shape[1], : images.shape[2]]
 
 
+def layer_weights(acts):
+    """{"content_layers", "style_layers"} for `compare`, whatever the scale of features {layer: [h, w, C]} of a picture.
+
+    Huang's VGG is normalised: the mean activation of each layer is 1. Here a layer's weight has the same effect.
+    """
+    weights = {name: 1 / x.mean() ** 2 for name, x in acts.items()}
+    # Huang adds the distances of means and of standard deviations, of which `losses.mse` takes the mean.
+    return {
+        "content_layers": {"relu4_1": weights["relu4_1"]},
+        "style_layers": {name: 2 * weight for name, weight in weights.items()},
+    }
+
+
+def compare(acts, wanted, style, *, content_layers, style_layers):
+    """Huang's eq. 12 and 13, {"content", "style"}, of a picture's features {layer: [h, w, C]}.
+
+    wanted: what `adain` made of the photograph's relu4_1 [h, w, C]; style: each layer's moments {layer: [2, C]}; both
+    are compared by `losses.mse`, the layers weighed {layer: number}.
+    """
+    return {
+        "content": losses.content(acts, {"relu4_1": wanted}, weights=content_layers),
+        "style": losses.style(acts, style, statistic=losses.moments, weights=style_layers),
+    }
+
+
 def loss(decoder):
     """The loss of the decoder's training (Huang's eq. 11 to 13), for `nstjax.train.make_step`.
 
     batch: {"content", "style": [N, H, W, 3]}. data: {"network": VGG's params, "weights": {"content", "style": number},
-    "content_layers": {"relu4_1": number}, "style_layers": {layer: number}, "rate": number}. The content is what
-    `adain` made of the photographs' features, the style is each layer's moments; both are compared by `losses.mse`.
+    "rate": number} and `layer_weights`.
     """
 
     def loss(params, stats, batch, keys, data):
         each = jax.vmap(lambda picture: vgg.features(data["network"], picture))
         style = each(batch["style"])
         wanted = adain(each(batch["content"])["relu4_1"], moments(style["relu4_1"]))
-
-        def compare(acts, wanted, style):
-            targets = {name: losses.moments(style[name]) for name in data["style_layers"]}
-            return {
-                "content": losses.content(acts, {"relu4_1": wanted}, weights=data["content_layers"]),
-                "style": losses.style(acts, targets, statistic=losses.moments, weights=data["style_layers"]),
-            }
-
-        terms = jax.vmap(compare)(each(decoder.apply({"params": params}, wanted)), wanted, style)
+        targets = {name: moments(style[name]) for name in data["style_layers"]}
+        layers = {name: data[name] for name in ("content_layers", "style_layers")}
+        one = lambda *given: compare(*given, **layers)  # noqa: E731
+        terms = jax.vmap(one)(each(decoder.apply({"params": params}, wanted)), wanted, targets)
         terms = {name: x.mean() * data["weights"][name] for name, x in terms.items()}
         return sum(terms.values()), (terms, stats)
 
