@@ -19,6 +19,7 @@ import numpy as np
 import pseudo_truth
 import studies
 import tyro
+from studies import listed, percent
 
 from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
@@ -31,36 +32,32 @@ class Variant(NamedTuple):
     name: str
     network: str
     source: str
-    content: tuple[str, ...]
-    style: tuple[str, ...]
-    why: str  # these layers
+    why: str  # its layers
     options: dict = {}
 
+    @property
+    def content(self):
+        return features.EXTRACTORS[self.network].content
 
-GATYS = (("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"), "Gatys 2015, arXiv 1508.06576")
-SQUEEZENET = (("fire5",), ("relu1", "fire2", "fire4", "fire6", "fire9"), "ours: as deep as Gatys’s, by strides")
-RESNET = (
-    ("layer3_5",),
-    ("layer1_2", "layer2_3", "layer3_5", "layer4_2"),
-    "Wang 2021, arXiv 2104.05623: the last block of each stage",
-)
-DENSENET = (
-    ("transition2",),
-    ("relu0", "transition1", "transition2", "transition3", "relu5"),
-    "ours: after the stem and each block, as Wang’s for ResNets",
-)
-VIT = (("block6",), ("block1", "block3", "block5", "block7", "block9"), "ours: evenly over the depth")
-AVERAGE = {"pool": vgg.average_pool}
+    @property
+    def style(self):
+        return features.EXTRACTORS[self.network].style
+
+
+GATYS = "Gatys 2015, arXiv 1508.06576"
+WANG = "Wang 2021, arXiv 2104.05623: the last block of each stage"
 VARIANTS = {
-    "vgg19": Variant("VGG-19", "vgg19", "bundled", *GATYS),
-    "vgg19-average": Variant("VGG-19, average pooling", "vgg19", "bundled", *GATYS, AVERAGE),
-    "vgg16": Variant("VGG-16", "vgg16", "bundled", *GATYS),
-    "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", *GATYS),
-    "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", *SQUEEZENET),
-    "resnet50": Variant("ResNet-50", "resnet50", "torchvision", *RESNET),
-    "resnet50-random": Variant("ResNet-50, random weights", "resnet50", "random", *RESNET),
-    "densenet121": Variant("DenseNet-121", "densenet121", "torchvision", *DENSENET),
-    "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", *VIT),
+    "vgg19": Variant("VGG-19", "vgg19", "bundled", GATYS),
+    "vgg19-average": Variant("VGG-19, average pooling", "vgg19", "bundled", GATYS, {"pool": vgg.average_pool}),
+    "vgg16": Variant("VGG-16", "vgg16", "bundled", GATYS),
+    "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", GATYS),
+    "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", "ours: as deep as Gatys’s, by strides"),
+    "resnet50": Variant("ResNet-50", "resnet50", "torchvision", WANG),
+    "resnet50-random": Variant("ResNet-50, random weights", "resnet50", "random", WANG),
+    "densenet121": Variant(
+        "DenseNet-121", "densenet121", "torchvision", "ours: after the stem and each block, as Wang’s for ResNets"
+    ),
+    "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", "ours: evenly over the depth"),
 }
 QUICK = ("vgg19", "vgg19-random", "squeezenet11")
 NETWORKS = tuple(dict.fromkeys(variant.network for variant in VARIANTS.values()))
@@ -90,7 +87,7 @@ def main(
     extractors: tuple[Name, ...] | None = None,
     weights: tuple[str, ...] = (),
     init: Literal["content", "noise"] = "content",
-    strength: float = 0.5,
+    strength: float = 0.3,
     temperature: float = 10.0,
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
@@ -116,7 +113,7 @@ def main(
     given = sources(weights)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
-    painting = images.load(style, size=size, minimum=16)
+    painting = images.load(style, size=size, minimum=32)
     starts = {
         "content": lambda: photograph,
         "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(flags.seed), photograph.shape)),
@@ -126,9 +123,9 @@ def main(
     params, left_out = load(chosen, given, like=photograph, seed=flags.seed)
 
     pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
-    (reference,) = pseudo_truth.made(flags, truth, pairs, steps=min(steps, 100)).values()
+    (reference,) = pseudo_truth.made(flags, truth, pairs).values()
     about = {"size": size, "seed": flags.seed, "init": init, "strength": strength}
-    about |= {"content": studies.source(content), "style": studies.source(style)} | reference.about
+    about |= {"photograph": studies.source(content), "painting": studies.source(style)} | reference.about
 
     def program(name, swag):
         variant = chosen[name]
@@ -203,10 +200,8 @@ def losses_of(variant, *, swag, strength, temperature):
     layers = dict.fromkeys(variant.content + variant.style)
 
     def extract(params, image):
-        acts = plain(params["network"], image)
-        if swag:
-            acts = {name: losses.swag(acts[name], temperature=params["temperature"][name]) for name in layers}
-        return acts
+        extract = features.softened(plain, temperature=params["temperature"]) if swag else plain
+        return extract(params["network"], image)
 
     statistic = partial(losses.gram, normalization="johnson")
     objective, targets = objectives.neural_style(extract, statistic=statistic)
@@ -310,7 +305,7 @@ def report(flags, results, chosen, left_out, pictures, truth):
                         x="evaluations",
                         y="loss, each in units of its own",
                         log="y",
-                        caption=f"By {what}. All begin with the same, as each is measured by the photograph’s own.",
+                        caption=f"By {what}. Each is measured in units of the photograph’s own.",
                     )
                     for what, swag in (("the features", False), ("their softmax", True))
                 )
@@ -341,7 +336,7 @@ def report(flags, results, chosen, left_out, pictures, truth):
             ),
         ),
     ]
-    blocks.append(cards.section("AdaIN’s picture", pseudo_truth.told(truth)))
+    blocks.append(cards.section("AdaIN’s picture", pseudo_truth.told(flags, truth)))
     if left_out:
         blocks.insert(1, cards.section("Left out", *(f"{name}: {why}." for name, why in left_out.items())))
     cells = [[(picture, label) for label, picture in pictures.items()]]
@@ -352,8 +347,8 @@ def report(flags, results, chosen, left_out, pictures, truth):
         flags,
         results,
         title="Which network’s features paint",
-        lead="One photograph, one painting, one loss, one optimiser; the features that are compared come from networks "
-        "of five families, trained or random, as they are and through SWAG’s softmax (CVPR 2021).",
+        lead="One photograph, one painting, one loss, one optimiser; what differs are the features that are compared, "
+        "of one network or another, trained or random, as they are and through SWAG’s softmax (CVPR 2021).",
         says=says(by, chosen, left_out),
         blocks=blocks,
         sheet=plots.contact_sheet(cells, cell=max(192, *pictures["photograph"].shape[:2])),
@@ -370,6 +365,7 @@ def report(flags, results, chosen, left_out, pictures, truth):
             "evaluations": "Evaluations",
             "seconds": "Seconds",
         },
+        best={"style_vgg16": min, "style_squeezenet11": min, "reference_ssim": max},
     )
 
 
@@ -404,24 +400,24 @@ def says(by, chosen, left_out):
             + listed([f"{percent(content[name, False])} ({name_of[name]})" for name in plain])
             + "."
         )
-    if ("vgg16", False) in by and ("vgg19", False) in by:
-        one, two = (percent(by[name, False].figures["style_squeezenet11"]) for name in ("vgg16", "vgg19"))
-        text.append(f"VGG-16’s own picture, which it must not judge, has {one} left by SqueezeNet, VGG-19’s {two}.")
+    if ("vgg16", False) in by:
+        one = percent(by["vgg16", False].figures["style_squeezenet11"])
+        text.append(f"VGG-16’s own picture, which it must not judge, has {one} left by SqueezeNet")
+        if ("vgg19", False) in by:
+            text[-1] += f", VGG-19’s {percent(by['vgg19', False].figures['style_squeezenet11'])}"
+        text[-1] += "."
     for other, what in (("vgg19-average", "average pooling"), ("vgg19-random", "random weights")):
         if (other, False) in by and ("vgg19", False) in by:
             a, b = style[other, False], style["vgg19", False]
             c, d = content[other, False], content["vgg19", False]
             text.append(
-                f"VGG-19 with {what} leaves {times(a, b)} of the style’s distance, and loses {times(c, d)} of the "
-                "content, that it does without."
+                f"VGG-19 with {what} leaves {times(a, b)} the style’s distance that it leaves otherwise, and loses "
+                f"{times(c, d)} the content."
             )
     changed = {name: style[name, True] / max(style[name, False], 1e-12) for name in plain}
-    better = [f"{name_of[name]} ({ratio:.2g} times)" for name, ratio in changed.items() if ratio < 1]
-    worse = [f"{name_of[name]} ({ratio:.2g} times)" for name, ratio in changed.items() if ratio >= 1]
-    sentences = [f"SWAG lowers the style’s distance by {listed(better)}"] if better else []
-    sentences += [f"{'and' if better else 'SWAG'} raises it by {listed(worse)}"] if worse else []
-    if sentences:
-        text.append(", ".join(sentences) + ".")
+    if changed:
+        each = [f"{ratio:.3g} times it by {name_of[name]}" for name, ratio in changed.items()]
+        text.append(f"SWAG leaves, of the style’s distance that the features leave as they are, {listed(each)}.")
     text += [claim(name, name_of[name], style, content) for name in names if chosen[name].network == "resnet50"]
     if left_out:
         text.append(
@@ -462,16 +458,6 @@ def word(source):
 
 def times(a, b):
     return f"{a / max(b, 1e-12):.2g} times"
-
-
-def percent(part):
-    """0.1234 -> 12 %, 0.001234 -> 0.12 %."""
-    return f"{float(f'{100 * part:.2g}'):,g}\u00a0%"
-
-
-def listed(parts):
-    """["a", "b", "c"] -> "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 if __name__ == "__main__":

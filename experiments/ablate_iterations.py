@@ -19,14 +19,14 @@ import numpy as np
 import pseudo_truth
 import studies
 import tyro
-from ablate_losses import short
+from studies import short
 
 from nstjax import cards, files, images, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 
 DEFAULTS = studies.Flags(output=Path("iterations"))
-SETTLED = 1.1  # times the last style distance, from where on little is gained
+SETTLED = 0.1  # of the last style distance, within which little is gained
 SHOWN = 8  # pictures of a pair
 
 
@@ -68,29 +68,33 @@ def main(
         name: (images.load(first, size=size, minimum=32), images.load(second, size=size, minimum=32))
         for name, (first, second) in names.items()
     }
-    references = pseudo_truth.made(flags, truth, loaded, steps=min(steps, 100))
+    like = next(iter(loaded))
+    params = ablate_losses.load_networks(weights, like=loaded[like][0])
+    about = {"size": size, "strength": strength, "weights": studies.source(weights)}
+    about["scaled_by"] = studies.source(names[like][0])
+    references = pseudo_truth.made(flags, truth, loaded)
     pairs = {
         name: Pair(
             *loaded[name],
             references[name].picture,
-            {"content": studies.source(first), "style": studies.source(second)} | references[name].about,
+            {"photograph": studies.source(first), "painting": studies.source(second)} | references[name].about,
         )
         for name, (first, second) in names.items()
     }
 
-    params = ablate_losses.load_networks(weights, like=next(iter(pairs.values())).photograph)
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
     objective, targets = objectives.neural_style(vgg.features, statistic=ablate_losses.gram)
 
+    @jax.jit
+    def balanced(params, photograph, painting):
+        styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
+        layers = {"content_layers": {ablate_losses.CONTENT_LAYER: 1.0}, "style_layers": ablate_losses.EVERY}
+        data = targets(params, photograph, styles, weights={"content": 1.0, "style": 1.0}, **layers)
+        return objectives.balance(objective, data, photograph, strength=strength)
+
     def prepare(pair):
         """The photograph, and the objective's data."""
-        painting = {"image": pair.painting, "mask": None, "region": None, "weight": 1.0}
-        terms = {"content": 1.0, "style": 1.0}
-        layers = {"content_layers": {ablate_losses.CONTENT_LAYER: 1.0}, "style_layers": ablate_losses.EVERY}
-        data = jax.jit(targets)(params["vgg19"], pair.photograph, [painting], weights=terms, **layers)
-        return pair.photograph, jax.jit(partial(objectives.balance, objective))(
-            data, pair.photograph, strength=strength
-        )
+        return pair.photograph, balanced(params["vgg19"], pair.photograph, pair.painting)
 
     judge, compare = (jax.jit(partial(each, heads=heads)) for each in (ablate_losses.figures, pseudo_truth.figures))
 
@@ -100,7 +104,6 @@ def main(
         known = known | compare(picture, pair.reference, params=params["vgg16"])
         return {name: float(x) for name, x in known.items()}
 
-    about = {"size": size, "strength": strength, "weights": studies.source(weights)}
     runs: dict[tuple, list] = {}
     for name, pair in pairs.items():
         runs.setdefault(pair.photograph.shape, []).append(studies.Run(name, about | pair.about, partial(prepare, pair)))
@@ -141,7 +144,7 @@ def knee(x, y):
     y is done for the least of the way in x, which rises. Points at the chord or above are none.
     """
     x, y = np.asarray(x, float), np.asarray(y, float)
-    if len(x) < 3 or x[-1] == x[0] or y[-1] == y[0]:
+    if len(x) < 3 or x[-1] <= x[0] or y[-1] >= y[0]:
         return None
     gain = progress(y) - progress(x)
     best = int(np.argmax(gain))
@@ -186,7 +189,7 @@ def report(flags, results, pairs, truth, *, calibrated):
             note = f"L {short(columns['lpips'][i])}, s {short(columns['style_distance'][i])}"
             row.append(cards.Picture(picture, label if step else "photograph", note))
         lines.append((result.name, row))
-        cells.append([(ablate_losses.larger(each.image), each.label) for each in row])
+        cells.append([(studies.enlarged(each.image, ablate_losses.CELL), each.label) for each in row])
 
     def over(name, y, *, log="x", marked=False):
         """A figure over iterations."""
@@ -218,7 +221,7 @@ def report(flags, results, pairs, truth, *, calibrated):
         ),
     ]
     against = [over(name, label) for name, label in pseudo_truth.FIGURES.items()]
-    blocks.append(cards.section("Against AdaIN’s picture", pseudo_truth.told(truth), cards.beside(*against)))
+    blocks.append(cards.section("Against AdaIN’s picture", pseudo_truth.told(flags, truth), cards.beside(*against)))
     rows = [
         {"pair": name} | {figure: values[i] for figure, values in columns.items() if figure != "lost"}
         for name, columns in tracks.items()
@@ -272,7 +275,7 @@ def says(tracks, at):
     found = [columns["step"][i] for key, columns in tracks.items() if (i := at[key]) is not None]
     if len(tracks) > 1 and found:
         text.append(
-            f"Over all {len(tracks)} pairs the knee is at {min(found)} to {max(found)} iterations, "
+            f"Of {len(tracks)} pairs {len(found)} have a knee, at {min(found)} to {max(found)} iterations, "
             f"{np.median(found):g} in the middle."
         )
     return text
@@ -282,7 +285,7 @@ def of_pair(name, columns, turn):
     """What was found of a pair, in sentences; turn: the knee's index, or None."""
     steps, style = columns["step"], columns["style_distance"]
     if turn is None:
-        first = f"{name}: there is no knee; style distance falls in step with the iterations."
+        first = f"{name}: there is no knee."
     else:
         reached = 100 * progress(style)[turn]
         after = [
@@ -293,10 +296,9 @@ def of_pair(name, columns, turn):
             f"{name}: the knee is at iteration {steps[turn]} of {steps[-1]}. By then the picture has gone "
             f"{short(reached)} % of its way in style. From there to the end go {', '.join(after)}."
         )
-    settled = next(step for step, value in zip(steps, style, strict=True) if value <= SETTLED * style[-1])
-    last = [
-        f"From iteration {settled} on the style distance is within {100 * (SETTLED - 1):.0f} % of its last.",
-    ]
+    off = [i for i, value in enumerate(style) if abs(value - style[-1]) > SETTLED * style[-1]]
+    settled = steps[off[-1] + 1] if off else steps[0]
+    last = [f"From iteration {settled} on the style distance is within {100 * SETTLED:.0f} % of its last."]
     best = [(label, int(NEAREST[key](columns[key]))) for key, label in pseudo_truth.FIGURES.items()]
     where = ", ".join(f"{steps[i]} by {label.split()[0]}" for label, i in best)
     last.append(f"It is nearest to AdaIN’s picture at iteration {where}.")

@@ -18,6 +18,7 @@ import numpy as np
 import pseudo_truth
 import studies
 import tyro
+from studies import short
 
 from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
 from nstjax.features import vgg
@@ -173,18 +174,19 @@ def main(
         else:
             table |= {name: (size, group, terms) for name, terms in GROUPS[group].items()}
 
-    usual = images.load(content, size=size, minimum=32)
-    painting = images.load(style, size=size, minimum=32)
-    pairs = {f"{content.stem}, {style.stem}": (usual, painting)}
-    (reference,) = pseudo_truth.made(flags, truth, pairs, steps=min(2 * steps, 100)).values()
-    params = load_networks(weights, like=usual)
+    every_side = {side for side, *_ in table.values()}
+    pairs = {side: tuple(images.load(path, size=side, minimum=32) for path in (content, style)) for side in every_side}
+    params = load_networks(weights, like=pairs[size][0])
+    about = {"photograph": studies.source(content), "painting": studies.source(style)}
+    about |= {"weights": studies.source(weights), "scaled_at": size}
+    (reference,) = pseudo_truth.made(flags, truth, {f"{content.stem}, {style.stem}": pairs[size]}).values()
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
     objective = objectives.combined(networks, TERMS)
 
     @functools.cache
     def scene(side):
         """What the runs of a size share."""
-        photograph, painting = images.load(content, size=side, minimum=32), images.load(style, size=side, minimum=32)
+        photograph, painting = pairs[side]
         every = {term for _side, _, terms in table.values() if _side == side for term in terms}
         of = jax.jit(partial(targets, every))(params, photograph, painting, reference.picture, heads)
         return Scene(photograph, painting, of, jax.jit(partial(units, objective))(params, photograph, of))
@@ -194,8 +196,6 @@ def main(
         photograph, _, of, unit = scene(side)
         weighed = {name: jnp.asarray(terms.get(name, 0.0) / unit[name]) for name in among}
         return photograph, {"params": params, "weights": weighed, "targets": {name: of[name] for name in among}}
-
-    about = {"content": studies.source(content), "style": studies.source(style), "weights": studies.source(weights)}
 
     def run_of(name, side, group, terms, *, among):
         own = {"group": group, "size": side, "losses": terms} | (reference.about if side == size else {})
@@ -296,7 +296,7 @@ def report(flags, results, scene, reference, truth, *, calibrated):
     """Write the card: what the figures say, pictures, curves."""
     baseline = results[0]
     rows = {group: [r for r in results[1:] if r.configuration["group"] == group] for group in HEADINGS}
-    rows = {group: some for group, some in rows.items() if some}
+    rows = {group: sorted(some, key=lambda r: r.configuration["size"]) for group, some in rows.items() if some}
     sweep = swept(baseline, rows.get("alpha", []))
     start = [cards.Picture(scene.photograph, "photograph"), cards.Picture(scene.painting, "painting")]
     start += [cards.Picture(reference, "AdaIN’s picture"), cards.Picture(baseline.picture(), BASELINE, note(baseline))]
@@ -324,14 +324,13 @@ def report(flags, results, scene, reference, truth, *, calibrated):
         blocks.append(cards.section("Content against style", cards.beside(*map(trade_off, compared))))
     if rows:
         blocks.append(cards.section("How the losses fall", cards.beside(*map(descent, rows))))
-    blocks.append(cards.section("How to read the figures", *explained(calibrated), pseudo_truth.told(truth)))
-    cells = [(larger(picture.image), picture.label) for _, line in lines for picture in line]
+    blocks.append(cards.section("How to read the figures", *explained(calibrated), pseudo_truth.told(flags, truth)))
+    cells = [(studies.enlarged(picture.image, CELL), picture.label) for _, line in lines for picture in line]
     studies.write(
         flags,
         results,
         title="What each loss does to a picture",
-        lead="One photograph, one painting, one solver, and one loss after another: those of Gatys 2015, Pandey 2018, "
-        "Kitov’s lecture, Augustins 2017, and of those that came after them.",
+        lead="One photograph, one painting, one solver, and one loss after another, from Gatys’s of 2015 on.",
         says=says(baseline, rows),
         blocks=blocks,
         sheet=plots.contact_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], cell=CELL),
@@ -396,17 +395,6 @@ def note(result):
     return f"c {short(result.figures['content_distance'])}, s {short(result.figures['style_distance'])}"
 
 
-def short(value):
-    """Two significant digits."""
-    return cards.number(np.nan if value is None else float(f"{value:.2g}"))
-
-
-def larger(picture):
-    """A picture enlarged by a whole number, to about a cell of the sheet."""
-    times = max(1, CELL // max(picture.shape[:2]))
-    return picture.repeat(times, 0).repeat(times, 1)
-
-
 def against(baseline, sweep, result, name):
     """A style distance (figure `name`) in units of what the sweep of α has at the same content distance, or None.
 
@@ -456,6 +444,8 @@ def placed(result):
 
 def ranked(baseline, sweep, results):
     """How the runs compare with MSE of Gram matrices at the same content distance, best first, in sentences."""
+    if not sweep:
+        return [f"{r.name}: {placed(r)}." for r in results]
     by = {
         r.name: [against(baseline, sweep, r, name) for name in ("style_distance", "moments_distance")] for r in results
     }
@@ -468,7 +458,7 @@ def ranked(baseline, sweep, results):
             + "; ".join(each)
             + "."
         )
-    if others := [f"{r.name}, {placed(r)}" for r in results if sweep and r.name not in known]:
+    if others := [f"{r.name}, {placed(r)}" for r in results if r.name not in known]:
         text.append(f"Beyond what the sweep covers: {'; '.join(others)}.")
     return text
 
@@ -505,7 +495,7 @@ def of_augustins(results):
     distance = {key: r.figures["content_distance"] for key, r in at.items()}
     scaled = [HEAVIER * alpha for alpha in ALPHAS.values()]
     sizes = sorted({side for side, _ in at})
-    literal = [f"{short(distance[side, a])} at {side} px (α {a:g})" for side, a in at if a not in scaled]
+    literal = [f"{short(distance[side, a])} at {side} px (α {a:g})" for side, a in sorted(at) if a not in scaled]
     text = f"Augustins’s weights. As they stand, his α leave a content distance of {', '.join(literal)}. "
     text += f"The same {HEAVIER:,.0f} times heavier, as his losses’ scale is not known: "
     if any(side not in ALPHAS for side in sizes) or len(sizes) < 2:
@@ -513,9 +503,9 @@ def of_augustins(results):
         return f"{text}{', '.join(values)}."
     his = [distance[side, HEAVIER * ALPHAS[side]] for side in sizes]
     fixed = {a: [distance[side, a] for side in sizes] for a in scaled}
-    spread = {a: max(values) / min(values) for a, values in fixed.items()}
+    spread = {a: max(values) / max(min(values), 1e-30) for a, values in fixed.items()}
     best = min(spread, key=spread.__getitem__)
-    own = max(his) / min(his)
+    own = max(his) / max(min(his), 1e-30)
     verdict = "more alike than" if own < spread[best] else "no more alike than"
     return (
         f"{text}{', '.join(f'{short(value)} at {side} px' for side, value in zip(sizes, his, strict=True))}, {verdict} "

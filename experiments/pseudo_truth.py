@@ -19,6 +19,7 @@ from nstjax.features import vgg
 from nstjax.nets import adain
 
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+STEPS = {False: 100, True: 40}  # without and with --quick
 WEIGHTS = {"content": 1.0, "style": 10.0}  # as in train_adain.py
 FIGURES = {"reference_mse": "MSE to AdaIN", "reference_ssim": "SSIM to AdaIN", "reference_lpips": "LPIPS to AdaIN"}
 
@@ -44,17 +45,18 @@ class Reference(NamedTuple):
 
 
 def check(given, *, pairs=1):
-    """Refuse, before any work, what `made` could not use; returns AdaIN's decoder, or None."""
+    """Refuse, before any work, what `made` could not use."""
     if given.adain and given.reference:
         raise InputError("--adain, --reference: both are given; one of them says what AdaIN's pictures are")
     if given.reference and len(given.reference) != pairs:
         raise InputError(f"--reference: {len(given.reference)} given for {pairs} pairs; give one for each")
     for path in given.reference:
         images.load(path)
-    return given.adain and _decoder(given.adain)
+    if given.adain:
+        _decoder(given.adain)
 
 
-def made(flags, given, pairs, *, steps) -> dict[str, Reference]:
+def made(flags, given, pairs) -> dict[str, Reference]:
     """{name: Reference} for pairs {name: (photograph [H, W, 3], painting [h, w, 3])}.
 
     given: these `Flags`; flags: a study's, in whose folder adain/ those that are optimised, from the
@@ -65,17 +67,16 @@ def made(flags, given, pairs, *, steps) -> dict[str, Reference]:
         at = {name: images.load(sources[name], size=pair[0].shape[:2]) for name, pair in pairs.items()}
         return {name: Reference(picture, {"reference": studies.source(sources[name])}) for name, picture in at.items()}
     params = features.load("vgg19", layers=LAYERS)
-    if decoder := check(given):
-        about = {"reference": studies.source(given.adain)}
+    if given.adain:
+        decoder, about = _decoder(given.adain), {"reference": studies.source(given.adain)}
         return {name: Reference(_decoded(params, *decoder, *pair), about) for name, pair in pairs.items()}
     by_shape: dict[tuple, list] = {}
     for name, pair in pairs.items():
         own = {"weights": WEIGHTS, "pictures": [hashlib.sha256(image.tobytes()).hexdigest() for image in pair]}
         run = studies.Run(f"AdaIN’s picture, {name}", own, partial(_prepared, params, *pair))
         by_shape.setdefault(pair[0].shape, []).append((name, run))
-    programs = [
-        studies.Program(solvers.lbfgs(_objective), steps, [run for _, run in some]) for some in by_shape.values()
-    ]
+    solver, steps = solvers.lbfgs(_objective), STEPS[flags.quick]
+    programs = [studies.Program(solver, steps, [run for _, run in some]) for some in by_shape.values()]
     names = [name for some in by_shape.values() for name, _ in some]
     results = dict(zip(names, studies.run(flags._replace(output=flags.output / "adain"), programs), strict=True))
     about = {"reference": f"AdaIN's loss, {steps} evaluations"}
@@ -90,7 +91,7 @@ def figures(picture, reference, *, params=None, heads=None):
     return pixels | {"reference_lpips": metrics.lpips(vgg.features, params, picture, reference, heads=heads)}
 
 
-def told(given):
+def told(flags, given):
     """What AdaIN's pictures are, in a sentence for the card."""
     if given.reference:
         return "AdaIN’s pictures are those that were given (--reference)."
@@ -98,7 +99,7 @@ def told(given):
         return "AdaIN’s pictures are those of its trained decoder (--adain)."
     return (
         "AdaIN’s pictures are those that minimise the loss that AdaIN’s decoder is trained by (Huang 2017, eq. 11 to "
-        "13), from the photograph, by L-BFGS: what a decoder without faults would paint. --adain takes a decoder."
+        f"13), after {STEPS[flags.quick]} evaluations of it from the photograph, by L-BFGS. --adain takes a decoder."
     )
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import optax
 import studies
 import tyro
+from studies import listed, percent
 
 from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
@@ -79,7 +80,8 @@ def main(
         }
         return noise, data | scales
 
-    about = {"size": size, "seed": flags.seed, "content": studies.source(content), "style": studies.source(style)}
+    about = {"size": size, "seed": flags.seed}
+    about |= {"photograph": studies.source(content), "painting": studies.source(style)}
     about["weights"] = studies.source(weights)
 
     def run_of(method, of, chosen, among):
@@ -186,8 +188,7 @@ def report(flags, results, originals, noise, layers):
         if some
     ]
     cell = max(144, *noise.shape[:2])
-    larger = cell // max(noise.shape[:2])
-    cells = [[(picture.repeat(larger, 0).repeat(larger, 1), label) for picture, label in row] for row in cells]
+    cells = [[(studies.enlarged(picture, cell), label) for picture, label in row] for row in cells]
     studies.write(
         flags,
         results,
@@ -210,10 +211,10 @@ def report(flags, results, originals, noise, layers):
 
 
 CAPTIONS = {
-    "content": "Features after the ReLU, compared by their mean squared difference. SSIM is to the photograph. "
+    "content": "Features, compared by their mean squared difference. SSIM is to the photograph. "
     "The first step of gradient descent changes pixels by the mean of --step, and all steps keep that scale; the step "
     "sizes of Augustins’s own are not known to us.",
-    "style": "Gram matrices after the ReLU, compared by their mean squared difference. Left is the part of the noise’s "
+    "style": "Gram matrices, compared by their mean squared difference. Left is the part of the noise’s "
     "loss that remains: where strokes lie is no part of a style, so that no distance to the painting could tell.",
     "many": "The Gram matrices of the first layers of blocks, up to the one named, each counting the same "
     "(the upper row of Gatys 2015, figure 1; the row of content is among those above).",
@@ -240,11 +241,13 @@ def says(single, many, photograph, noise, layers):
     ssim = {m: [r.figures["ssim"] for r in by_layer["content", m].values()] for m in (GD, LBFGS)}
     good = [name for name, value in zip(layers, ssim[LBFGS], strict=True) if value >= 0.5]
     start = measured(photograph, noise)["ssim"]
+    ends = list(dict.fromkeys((layers[0], layers[-1])))
+    at = [layers.index(name) for name in ends]
     text = [
-        f"By L-BFGS the photograph comes back from {layers[0]} with an SSIM of {ssim[LBFGS][0]:.2f} and from "
-        f"{layers[-1]} with {ssim[LBFGS][-1]:.2f} (the noise has {start:.2f}); "
-        + (f"it stays at a half or more for {spans(good, layers)}. " if good else "no layer reaches a half. ")
-        + f"Gradient descent, with as many evaluations, ends at {ssim[GD][0]:.2f} and {ssim[GD][-1]:.2f}."
+        f"What L-BFGS makes of the photograph’s {listed(ends)} has an SSIM to it of "
+        f"{listed([f'{ssim[LBFGS][i]:.2f}' for i in at])} (the noise has {start:.2f}); "
+        + (f"it is a half or more for {spans(good, layers)}. " if good else "no layer reaches a half. ")
+        + f"Gradient descent, with as many evaluations, ends at {listed([f'{ssim[GD][i]:.2f}' for i in at])}."
     ]
     for of in ("content", "style"):
         rest = {m: {name: left(r) for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
@@ -282,17 +285,12 @@ def mean(values):
     return float(np.mean(list(values)))
 
 
-def percent(share):
-    """0.1234 -> 12 %, 0.001234 -> 0.12 %."""
-    return f"{float(f'{100 * share:.2g}'):,g}\N{NO-BREAK SPACE}%".replace("inf", "\N{INFINITY}")
-
-
 def spans(names, layers):
-    """Names among the layers, in words: neighbours become "a to b"."""
+    """Names among the layers, in words: three or more neighbours in the network become "a to b"."""
     where = [layers.index(name) for name in names]
     groups: list[list[int]] = []
     for i in where:
-        if groups and groups[-1][-1] == i - 1:
+        if groups and groups[-1][-1] == i - 1 and KNOWN.index(layers[i]) - KNOWN.index(layers[i - 1]) <= 2:
             groups[-1].append(i)
         else:
             groups.append([i])

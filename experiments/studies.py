@@ -105,6 +105,8 @@ def start(flags, **more) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and name != "seed" and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {value}: give a number above 0")
+    if flags.seed < 0:
+        raise InputError(f"--seed {flags.seed}: give a number of 0 or more")
     if flags.size and flags.size < 32:
         raise InputError(f"--size {flags.size}: at least 32 pixels are needed")
     for name in ("card.html", "runs/first.json"):
@@ -112,8 +114,8 @@ def start(flags, **more) -> None:
 
 
 def source(path) -> Any:
-    """What a run's configuration says of a file: name and SHA-256's beginning; "bundled" etc. stay."""
-    if path in ("bundled", "keras", "torchvision"):
+    """What a run's configuration says of a file: name and SHA-256's beginning; names of weights stay."""
+    if path in ("bundled", "keras", "torchvision", "random"):
         return path
     try:
         return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
@@ -261,7 +263,12 @@ def _slug(name):
     """A file's name that tells the run's; with a digest where it cannot tell all."""
     plain = re.sub(r"[ ,]+", "-", name)
     safe = re.sub(r"[^A-Za-z0-9._+=-]", "", plain).lstrip(".-")[:80]
-    return safe if safe == plain else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    return safe if safe == plain else f"{safe}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
+
+
+def _readable(text):
+    """Text without what is no Unicode in names of files."""
+    return os.fsencode(text).decode(errors="replace")
 
 
 def _moment(path, step):
@@ -319,22 +326,33 @@ def rows(results) -> list[dict]:
 
 
 def write(
-    flags, results: Sequence[Result], *, title: str, lead: str, says: Sequence[str], blocks: Sequence, sheet, table
+    flags,
+    results: Sequence[Result],
+    *,
+    title: str,
+    lead: str,
+    says: Sequence[str],
+    blocks: Sequence,
+    sheet,
+    table,
+    best=None,
 ) -> None:
     """Write results.csv, results.json, sheet.png and, when they are there, card.html into the study's folder.
 
     says: paragraphs of what the study found. blocks: what `cards` made of it. sheet: a picture of all
-    (`plots.contact_sheet`). table: {column of `rows`: heading} for the card's table of all runs.
+    (`plots.contact_sheet`). table: {column of `rows`: heading} for the card's table of all runs; best: {column: min or
+    max}, whose best is set bold.
     """
     all_rows = rows(results)
+    seeds = {result.configuration["seed"] for result in results if "seed" in result.configuration}
     made = {
-        "Command": shlex.join(["python", *sys.argv]),
+        "Command": shlex.join(["python", *map(_readable, sys.argv)]),
         "Hardware": _each("hardware", results),
         "Versions": _each("versions", results),
         "Time": f"{_duration(sum(result.seconds for result in results))} for {len(results)} runs, compiling included",
         "Evaluations": f"{sum(result.figures['evaluations'] or 0 for result in results):,.0f} of losses with gradients",
         "Peak memory": f"{max(result.peak_memory for result in results) / 1e9:.2f} GB",
-        "Seeds": ", ".join(sorted({str(result.configuration.get("seed", flags.seed)) for result in results})),
+        "Seeds": ", ".join(map(str, sorted(seeds))) if seeds else "none: nothing is random",
     }
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=all_rows[0], lineterminator="\n")
@@ -361,7 +379,8 @@ def write(
         cards.section("What it says", *says),
         *blocks,
         cards.section(
-            "All runs", cards.table(all_rows, columns=table, caption="Every run. A click on a heading sorts.")
+            "All runs",
+            cards.table(all_rows, columns=table, best=best, caption="Every run. A click on a heading sorts."),
         ),
         cards.section("How it was made", cards.facts(made)),
         lead=lead,
@@ -372,6 +391,29 @@ def write(
     images.save(flags.output / "sheet.png", sheet, metadata={"Software": "nstjax", "Command": made["Command"]})
     files.write(flags.output / "card.html", page.encode())
     print(f"wrote {flags.output / 'card.html'} ({len(page) / 1e6:.1f} MB), results.csv, results.json and sheet.png")
+
+
+def percent(share) -> str:
+    """0.1234 -> 12 %, 0.001234 -> 0.12 %; None -> –."""
+    if share is None:
+        return "–"
+    return f"{float(f'{100 * share:.2g}'):,g}\N{NO-BREAK SPACE}%".replace("inf", "\N{INFINITY}")
+
+
+def short(value) -> str:
+    """Two significant digits; None -> –."""
+    return cards.number(math.nan if value is None else float(f"{value:.2g}"))
+
+
+def listed(parts) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+
+
+def enlarged(picture, cell):
+    """A picture [H, W, 3] enlarged by a whole number, to about a cell of a sheet."""
+    times = max(1, cell // max(picture.shape[:2]))
+    return picture.repeat(times, 0).repeat(times, 1)
 
 
 def _each(name, results):

@@ -280,5 +280,5 @@ def _axis(values, ends, log, *, steps, whole=False):
 
 
 def _stroke(index):
-    dashes = DASHES[index % len(DASHES)]
+    dashes = DASHES[(index + index // COLOURS) % len(DASHES)]
     return {"class_": "line", "stroke": f"var(--s{index % COLOURS})", "stroke_dasharray": dashes}

@@ -57,7 +57,7 @@ def refusals(program):
         print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{program}: stopped before there was anything to save", file=sys.stderr)
+        print(f"{program}: stopped; what was not finished is not saved", file=sys.stderr)
         sys.exit(130)
 
 

@@ -147,6 +147,12 @@ def test_the_study_from_end_to_end(run, capsys):
     assert "6 of 6 runs are done already" in capsys.readouterr().out
 
 
+def test_one_network_alone_that_must_not_judge_itself(run):
+    folder = run("--extractors", "vgg16", "--init", "noise", "--steps", 1)
+    (only,) = json.loads((folder / "results.json").read_text())["says"]
+    assert only.startswith("VGG-16’s own picture, which it must not judge, has") and only.endswith("by SqueezeNet.")
+
+
 def result(style, content, judge="vgg16"):
     figures = {f"{of}_{j}": None for of in ("style", "content") for j in ablate.JUDGES}
     figures |= {f"style_{judge}": style, f"content_{judge}": content}
@@ -168,7 +174,9 @@ def test_what_the_card_says_of_swag_follows_the_numbers(plain, swag, told):
     text = [part.replace("\u00a0", " ") for part in ablate.says(by, ablate.VARIANTS, {})]
     first = "5 % (ResNet-50) and 10 % (VGG-19)" if plain < 0.1 else f"10 % (VGG-19) and {100 * plain:.0f} % (ResNet-50)"
     assert first in text[0]
-    assert "VGG-19 (2 times)" in text[1] and ("lowers" in text[1]) == (swag < plain)
+    ratios = {"VGG-19": "2", "ResNet-50": f"{swag / plain:.3g}"}
+    each = [f"{ratios[name]} times it by {name}" for name in sorted(ratios, reverse=plain > 0.1)]
+    assert text[1].endswith(f"leave as they are, {' and '.join(each)}.")
     assert told in text[2] and len(text) == 3
 
 
@@ -180,7 +188,8 @@ def test_the_card_says_what_could_not_be_tested():
     text = " ".join(ablate.says(by, ablate.VARIANTS, {"ResNet-50": "no network"})).replace("\u00a0", " ")
     assert "VGG-16’s own picture, which it must not judge, has 30 % left by SqueezeNet, VGG-19’s 60 %" in text
     assert (
-        "VGG-19 with average pooling leaves 4 times of the style’s distance, and loses 3 times of the content" in text
+        "VGG-19 with average pooling leaves 4 times the style’s distance that it leaves otherwise, and loses 3 times"
+        in text
     )
     assert "Whether SWAG makes a trained ResNet usable was therefore not tested" in text
 

@@ -32,8 +32,8 @@ def test_the_knee_of_known_curves():
     assert x[ablate.knee(x, np.exp(-x))] == pytest.approx(np.log(5 / (1 - np.exp(-5))), abs=1e-3)
 
 
-@pytest.mark.parametrize("y", [[3, 2, 1, 0], [3, 2.9, 2.5, 0], [1, 1, 1, 1], [3, 0]])
-def test_no_knee_on_a_line_a_bulge_a_flat_or_two_points(y):
+@pytest.mark.parametrize("y", [[3, 2, 1, 0], [3, 2.9, 2.5, 0], [1, 1, 1, 1], [3, 0], [1, 4, 4.5, 5]])
+def test_no_knee_on_a_line_a_bulge_a_flat_two_points_or_a_rise(y):
     assert ablate.knee(range(len(y)), y) is None
     assert ablate.knee([1] * len(y), y) is None
 
@@ -114,7 +114,7 @@ def test_several_pairs_against_references(run, capsys):
     assert [each["figures"]["ssim"] for each in whole["runs"]] == [
         float(row["ssim"]) for row in rows[len(steps) - 1 :: len(steps)]
     ]
-    assert whole["says"][0].startswith("a, painting: ") and "Over all 3 pairs" in whole["says"][-1]
+    assert whole["says"][0].startswith("a, painting: ") and whole["says"][-1].startswith("Of 3 pairs ")
     assert "nearest to AdaIN’s picture at iteration 0 by MSE, 0 by SSIM, 0 by LPIPS" in whole["says"][0]
     card = (folder / "card.html").read_text()
     assert "LPIPS to AdaIN over iterations" in card and "those that were given" in card and "uncalibrated" in card
@@ -139,6 +139,12 @@ def test_without_a_reference_adains_loss_is_minimised(run, here, capsys):
     assert capsys.readouterr().out.count("1 of 1 runs are done already") == 2
 
 
+def test_a_single_iteration_leaves_the_photograph(run):
+    folder = run("--content", "HERE/a.png", "--style", "HERE/painting.png", "--steps", 1)
+    says = json.loads((folder / "results.json").read_text())["says"]
+    assert says[0].startswith("a, painting: there is no knee.") and (folder / "card.html").exists()
+
+
 def test_one_painting_goes_with_all_photographs():
     a, b, c = Path("x/a.jpg"), Path("x/b.jpg"), Path("y/a.jpg")
     assert ablate.paired((a, b), (c,)) == {"a, a": (a, c), "b, a": (b, c)}
@@ -160,8 +166,11 @@ def test_what_the_card_says_follows_the_numbers():
     assert "bent: the knee is at iteration 2 of 8." in first
     assert "89 % of its way in style. From there to the end go the style distance from 0.2 to 0.1, LPIPS from" in first
     assert "1 − SSIM from 0.8 to 1, content distance from 0.2 to 1. From iteration 4 on" in first
-    assert rest == ["Over all 2 pairs the knee is at 2 to 2 iterations, 2 in the middle."]
-    assert "there is no knee" in second and "From iteration 8 on" in second
+    assert rest == ["Of 2 pairs 1 have a knee, at 2 to 2 iterations, 2 in the middle."]
+    assert "straight: there is no knee. From iteration 8 on" in second
+    # What is within a tenth of the last only by the way, or far below it, has not settled.
+    again = columns([1, 0.1, 0.5, 0.05, 0.1], *([[1, 0.9, 0.2, 0.1, 0.0]] * 2))
+    assert "From iteration 8 on" in ablate.says({"again": again}, {"again": None})[0]
     near = columns(*([[1, 0.5, 0.2, 0.109, 0.1]] * 3), reference_mse=[4, 3, 1, 2, 3], reference_ssim=[0, 1, 0, 0, 0])
     near["reference_lpips"] = [4, 3, 2, 1, 0]
     text = ablate.says({"near": near}, {"near": 2})

@@ -269,3 +269,9 @@ class TestInABrowser:
         assert seen[width]["hacked"] == "undefined"
         assert seen[width]["violations"] == []
         assert not [name for name in seen[width]["resources"] if not name.startswith("data:")]
+
+
+def test_lines_can_be_told_apart():
+    """By their colours, and where these come again, by their dashes."""
+    strokes = [cards._stroke(i) for i in range(4 * cards.COLOURS)]
+    assert len({(stroke["stroke"], stroke["stroke_dasharray"]) for stroke in strokes}) == len(strokes)

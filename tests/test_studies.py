@@ -155,7 +155,7 @@ def test_a_step_that_was_taken_back_does_not_count():
 
 
 def test_names_may_be_anything_but_the_same(flags):
-    names = ["../../etc", "a/b", "a?b", "ä" * 300, ".", "<b>"]
+    names = ["../../etc", "a/b", "a?b", "ä" * 300, ".", "<b>", "caf\udce9"]
     runs = [studies.Run(name, {}, program(["target 0"]).runs[0].prepare) for name in names]
     results = studies.run(flags, [studies.Program(ADAM, 1, runs)])
     assert {result.path.parent for result in results} == {flags.output / "runs"}
@@ -185,6 +185,18 @@ def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
     assert "A &lt;study&gt;" in card and card.count("<img src=") == 5
     for told in ("It falls.", "Command", "Hardware", "Versions", "Evaluations", "Peak memory", "Seeds", "target 4"):
         assert told in card
+
+
+def test_names_of_files_that_are_no_unicode_can_be_told(flags, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["experiments/study.py", "--content", "caf\udce9.jpg"])
+    written(flags, studies.run(flags, [program()], measure=measure))
+    assert "--content 'caf\ufffd.jpg'" in json.loads((flags.output / "results.json").read_text())["command"]
+
+
+def test_where_nothing_is_random_there_is_no_seed(flags):
+    results = [each._replace(configuration={}) for each in studies.run(flags, [program()], measure=measure)]
+    written(flags, results)
+    assert json.loads((flags.output / "results.json").read_text())["seeds"].startswith("none")
 
 
 def test_a_full_disk_is_told_and_the_old_card_stays(flags, monkeypatch):
@@ -296,7 +308,7 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
     assert float(table["content of relu1_1, L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
     card = (folder / "card.html").read_text()
     assert card.count("<img src=") == 2 * 2 + 10 and len(card) < 10e6
-    assert "By L-BFGS the photograph comes back from relu1_1" in card and "Block 5" not in card
+    assert "What L-BFGS makes of the photograph’s relu1_1 and relu2_1 has an SSIM" in card and "Block 5" not in card
     assert images.load(folder / "sheet.png").std() > 0.1
     run()
     assert "10 of 10 runs are done already" in capsys.readouterr().out
@@ -353,18 +365,24 @@ def test_what_the_card_says_follows_the_numbers(left, ssim, told):
 
 
 def test_shares_in_words():
-    assert [reconstruct.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf)] == [
+    assert [studies.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
         "12\N{NO-BREAK SPACE}%",
         "0.12\N{NO-BREAK SPACE}%",
         "660\N{NO-BREAK SPACE}%",
         "\N{INFINITY}\N{NO-BREAK SPACE}%",
+        "–",
     ]
+    assert studies.listed(["a", "b", "c"]) == "a, b and c" and studies.listed(["a"]) == "a"
+    assert studies.short(0.12345) == "0.12" and studies.short(None) == "–"
 
 
 def test_names_in_words():
-    layers = ("a", "b", "c", "d", "e", "f")
-    assert reconstruct.spans(["a"], layers) == "a"
-    assert reconstruct.spans(["a", "b", "d", "e", "f"], layers) == "a and b, d to f"
+    layers = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu5_1")
+    assert reconstruct.spans(layers[:1], layers) == "relu1_1"
+    assert reconstruct.spans([*layers[:2], *layers[3:6]], layers) == "relu1_1 and relu1_2, relu2_2 to relu3_2"
+    # Neighbours in the study are none in the network.
+    assert reconstruct.spans(layers[-2:], layers) == "relu3_2, relu5_1"
+    assert reconstruct.spans(["conv1_1", "relu1_1"], ["conv1_1", "relu1_1"]) == "conv1_1 and relu1_1"
 
 
 @pytest.mark.parametrize(

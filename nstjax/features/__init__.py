@@ -47,7 +47,7 @@ EXTRACTORS = {
         resnet.features,
         resnet.layer_names(),
         ("layer3_5",),
-        ("relu1", "layer1_2", "layer2_3", "layer3_5", "layer4_2"),
+        ("layer1_2", "layer2_3", "layer3_5", "layer4_2"),
         resnet.shapes,
         resnet.load,
     ),
