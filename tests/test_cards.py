@@ -240,7 +240,7 @@ class TestInABrowser:
 
     def test_nothing_overflows(self, seen, width):
         assert seen[width]["overflow"] <= 0
-        assert seen[width]["columns"] == 4
+        assert seen[width]["columns"] == {360: 3, 1280: 4}[width]  # narrower labels would break in words
 
     def test_the_table_sorts_by_numbers_both_ways(self, seen, width):
         orders = seen[width]["orders"]
