@@ -230,7 +230,8 @@ def _jpeg(image, longest):
     picture = Image.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
     picture.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=90, subsampling=0, optimize=True)
+    # Without optimize=True: Pillow then has too small a buffer for pictures that are mostly noise.
+    picture.save(file, "JPEG", quality=90, subsampling=0)
     return base64.b64encode(file.getvalue()).decode(), picture.size
 
 

@@ -275,3 +275,8 @@ def test_lines_can_be_told_apart():
     """By their colours, and where these come again, by their dashes."""
     strokes = [cards._stroke(i) for i in range(4 * cards.COLOURS)]
     assert len({(stroke["stroke"], stroke["stroke_dasharray"]) for stroke in strokes}) == len(strokes)
+
+
+def test_noise_is_shown_too():
+    noise = np.random.default_rng(0).integers(0, 2, (256, 256, 3)).astype(np.float32)
+    assert "data:image/jpeg" in cards.pictures([("", [cards.Picture(noise, "noise")])], caption="c")
