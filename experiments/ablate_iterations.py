@@ -27,7 +27,7 @@ from nstjax.features import vgg
 
 DEFAULTS = studies.Flags(output=Path("iterations"))
 SETTLED = 0.1  # of the last style distance, within which little is gained
-SHOWN = 8  # pictures of a pair
+SHOWN = 6  # pictures of a pair, beside the painting and AdaIN's
 
 
 class Pair(NamedTuple):
@@ -276,7 +276,7 @@ def says(tracks, at):
     if len(tracks) > 1 and found:
         text.append(
             f"Of {len(tracks)} pairs {len(found)} have a knee, at {min(found)} to {max(found)} iterations, "
-            f"{np.median(found):g} in the middle."
+            f"with a median of {np.median(found):g}."
         )
     return text
 

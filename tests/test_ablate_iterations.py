@@ -166,7 +166,7 @@ def test_what_the_card_says_follows_the_numbers():
     assert "bent: the knee is at iteration 2 of 8." in first
     assert "89 % of its way in style. From there to the end go the style distance from 0.2 to 0.1, LPIPS from" in first
     assert "1 − SSIM from 0.8 to 1, content distance from 0.2 to 1. From iteration 4 on" in first
-    assert rest == ["Of 2 pairs 1 have a knee, at 2 to 2 iterations, 2 in the middle."]
+    assert rest == ["Of 2 pairs 1 have a knee, at 2 to 2 iterations, with a median of 2."]
     assert "straight: there is no knee. From iteration 8 on" in second
     # What is within a tenth of the last only by the way, or far below it, has not settled.
     again = columns([1, 0.1, 0.5, 0.05, 0.1], *([[1, 0.9, 0.2, 0.1, 0.0]] * 2))
