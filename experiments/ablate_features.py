@@ -457,7 +457,7 @@ def word(source):
 
 
 def times(a, b):
-    return f"{a / max(b, 1e-12):.2g} times"
+    return f"{a / max(b, 1e-12):.3g} times"
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def main(
     optimizers: tuple[Literal["lbfgs", "lbfgs-optax", "adam", "adamw", "gd"], ...] | None = None,
     factors: tuple[float, ...] | None = None,
     init: Literal["content", "noise"] = "content",
-    strength: float = 0.5,
+    strength: float = 0.3,
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
     flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
