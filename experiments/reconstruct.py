@@ -229,7 +229,7 @@ def key(result):
 def note(result):
     """The figure that goes with a picture."""
     if result.configuration["of"] == "content":
-        return f"SSIM {result.figures['ssim']:.2f}"
+        return f"SSIM {result.figures['ssim']:z.2f}"
     return f"left {percent(left(result))}"
 
 
@@ -245,9 +245,9 @@ def says(single, many, photograph, noise, layers):
     at = [layers.index(name) for name in ends]
     text = [
         f"What L-BFGS makes of the photograph’s {listed(ends)} has an SSIM to it of "
-        f"{listed([f'{ssim[LBFGS][i]:.2f}' for i in at])} (the noise has {start:.2f}); "
+        f"{listed([f'{ssim[LBFGS][i]:z.2f}' for i in at])} (the noise has {start:z.2f}); "
         + (f"it is a half or more for {spans(good, layers)}. " if good else "no layer reaches a half. ")
-        + f"Gradient descent, with as many evaluations, ends at {listed([f'{ssim[GD][i]:.2f}' for i in at])}."
+        + f"Gradient descent, with as many evaluations, ends at {listed([f'{ssim[GD][i]:z.2f}' for i in at])}."
     ]
     for of in ("content", "style"):
         rest = {m: {name: left(r) for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
