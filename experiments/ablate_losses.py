@@ -320,6 +320,10 @@ def report(flags, results, scene, reference, truth, *, calibrated):
 
     compared = [group for group in rows if group not in ("alpha", "augustins")]
     blocks = [cards.section("The pictures", cards.pictures(lines, caption=CAPTION))]
+    if rows.get("alpha") and others_of(rows):
+        ranks = ranked(baseline, rows["alpha"], others_of(rows))
+        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "by moments"}
+        blocks.append(cards.section("At equal content", cards.table(ranks, columns=columns, caption=RANKS)))
     if compared:
         blocks.append(cards.section("Content against style", cards.beside(*map(trade_off, compared))))
     if rows:
@@ -351,6 +355,10 @@ FIGURES = {
     "lpips": "LPIPS",
     "roughness": "Roughness",
 }
+RANKS = (
+    "How many times the style distance that the sweep of α has where it keeps as much of the content; "
+    "– beyond what the sweep covers."
+)
 CAPTION = (
     "Every run begins with the photograph. Under a picture, what is left of the way: c is the content distance "
     "(0 is the photograph, 1 a blank), s the style distance (1 is the photograph, 0 the painting)."
@@ -425,7 +433,11 @@ def says(baseline, rows):
             f"α, the ratio of content to style in units of the baseline’s: from {alphas[0]} to {alphas[1]} the content "
             f"distance goes from {c0} to {c1} and the style distance from {s0} to {s1}."
         )
-    text += ranked(baseline, sweep, [r for group, some in rows.items() if group not in APART for r in some])
+    others = others_of(rows)
+    if sweep and others:
+        text.append(of_ranks(ranked(baseline, sweep, others)))
+    else:
+        text += [f"{r.name}: {placed(r)}." for r in others]
     text += [told(group, baseline, some) for group, some in rows.items() if group in TOLD]
     if rows.get("augustins"):
         text.append(of_augustins(rows["augustins"]))
@@ -436,6 +448,11 @@ def says(baseline, rows):
 APART = ("alpha", "augustins")
 
 
+def others_of(rows):
+    """The runs by other losses than the baseline's."""
+    return [r for group, some in rows.items() if group not in APART for r in some]
+
+
 def placed(result):
     """Where a picture is, in words."""
     c, s = (short(result.figures[name]) for name in ("content_distance", "style_distance"))
@@ -443,24 +460,27 @@ def placed(result):
 
 
 def ranked(baseline, sweep, results):
-    """How the runs compare with MSE of Gram matrices at the same content distance, best first, in sentences."""
-    if not sweep:
-        return [f"{r.name}: {placed(r)}." for r in results]
-    by = {
-        r.name: [against(baseline, sweep, r, name) for name in ("style_distance", "moments_distance")] for r in results
-    }
-    known = sorted((name for name in by if None not in by[name]), key=lambda name: by[name][0])
-    text = []
-    if known:
-        each = [f"{name} {short(by[name][0])} ({short(by[name][1])} by moments)" for name in known]
-        text.append(
-            "Where the sweep of α keeps as much of the content, the style distance of the others is so many times its: "
-            + "; ".join(each)
-            + "."
-        )
-    if others := [f"{r.name}, {placed(r)}" for r in results if r.name not in known]:
-        text.append(f"Beyond what the sweep covers: {'; '.join(others)}.")
-    return text
+    """Rows for the card: what each run has of the style distance of the sweep at the same content distance, best first.
+
+    What is beyond the sweep is not known, and comes last.
+    """
+    rows = [
+        {"run": r.name} | {name: against(baseline, sweep, r, name) for name in ("style_distance", "moments_distance")}
+        for r in results
+    ]
+    return sorted(rows, key=lambda row: np.inf if row["style_distance"] is None else row["style_distance"])
+
+
+def of_ranks(rows):
+    """The best and the worst of `ranked`, in a sentence."""
+    each = [f"{row['run']} ({short(row['style_distance'])})" for row in rows if row["style_distance"] is not None]
+    if not each:
+        return "None of the other losses keeps as much of the content as the sweep of α does anywhere."
+    some = each if len(each) < 6 else [*each[:3], "...", *each[-2:]]
+    return (
+        "Where the sweep of α keeps as much of the content, the style distance of the others is so many times its, "
+        f"from best to worst: {', '.join(some)}."
+    )
 
 
 # {group: (the figure that it is about, in words)}

@@ -265,6 +265,9 @@ def _axis(values, ends, log, *, steps, whole=False):
     if log and high - low >= 1:
         stride = math.ceil((high - low) / steps)
         shown = [10.0**e for e in range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1, stride)]
+        if len(shown) < 3:  # of less than two decades
+            between = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in (1, 2, 5)]
+            shown = [value for value in between if low - 1e-9 <= math.log10(value) <= high + 1e-9]
     else:
         first, last = (10**low, 10**high) if log else (low, high)
         raw = (last - first) / steps

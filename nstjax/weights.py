@@ -356,9 +356,13 @@ def _digest(path, algorithm):
 
 
 def _reason(error):
+    # requests wraps what happened, such as a name that cannot be resolved, three times.
+    while causes := [each for each in (getattr(error, "reason", None), *error.args) if isinstance(each, Exception)]:
+        error = causes[0]
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return printable(str(error).strip().partition("\n")[0] or type(error).__name__)
+    line = str(error).strip().partition("\n")[0]
+    return printable(re.sub(r"^HTTPS?Connection\([^)]*\): ", "", line) or type(error).__name__)
 
 
 def printable(text):

@@ -255,8 +255,13 @@ def test_what_the_card_says_follows_the_numbers():
     base = BASE._replace(figures=BASE.figures | {"roughness": 4.0})
     text = "\n".join(ablate.says(base, {"alpha": SWEEP, "wasserstein": [twice, far], "tv": [half]}))
     assert "from 0.1 to 10 the content distance goes from 0.8 to 0.2 and the style distance from 0.001 to 0.1" in text
-    assert "so many times its: half 0.5 (0.5 by moments); other 2 (2 by moments)." in text
-    assert "Beyond what the sweep covers: far, content distance 0.1, style distance 0.3." in text
+    assert "so many times its, from best to worst: half (0.5), other (2)." in text
+    ranks = ablate.ranked(base, SWEEP, [twice, far, half])
+    assert [row["run"] for row in ranks] == ["half", "other", "far"]
+    assert [row["moments_distance"] for row in ranks] == [pytest.approx(0.5), pytest.approx(2), None]
+    assert ablate.of_ranks(ranks[2:]).startswith("None of the other losses")
+    many = [{"run": name, "style_distance": i} for i, name in enumerate("abcdefg")]
+    assert ablate.of_ranks(many).endswith("a (0), b (1), c (2), ..., f (5), g (6).")
     assert "Total variation. Roughness: 3 (half), 4 without." in text
     text = "\n".join(ablate.says(BASE, {"wasserstein": [far]}))
     assert "so many times" not in text and "far: content distance 0.1, style distance 0.3." in text

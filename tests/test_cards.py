@@ -144,6 +144,15 @@ def test_lines_stay_inside_the_drawing(points, log):
     assert all(46 <= x <= 380 and 10 <= y <= 206 for x, y in places)
 
 
+@given(st.floats(1e-8, 1e8), st.floats(1.01, 1e12))
+def test_an_axis_has_some_numbers_to_read_and_not_too_many(low, ratio):
+    """Also over less than two decades, where the powers of ten may be one."""
+    for log in (False, True):
+        to, shown = cards._axis([low, low * ratio], (0, 100), log, steps=5)
+        assert 2 <= len(shown) <= 7 and shown == sorted(set(shown))
+        assert all(-1e-6 <= to(value) <= 100 + 1e-6 for value in shown)
+
+
 def test_tables_show_what_is_missing_and_what_is_best():
     block = cards.table(ROWS, caption="c", best={"loss": min}, columns={"run": "Run", "loss": "Loss"})
     cells = re.findall(r"<td[^>]*>[^<]*</td>", block)

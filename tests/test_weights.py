@@ -1046,7 +1046,8 @@ def test_download_fails(server, monkeypatch, tmp_path, source, damage):
         server["files"].clear()
     else:
         server["stop"]()
-    with refused(cached, "http://127.0.0.1", "--weights PATH"):
+    why = "downloaded (Failed to establish a new connection" if damage == "server down" else "downloaded ("
+    with refused(cached, "http://127.0.0.1", why, "--weights PATH"):
         weights.load("vgg16", source)
     assert not cached.exists() and not list(tmp_path.glob("cache/*"))
 
