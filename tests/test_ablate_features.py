@@ -15,6 +15,7 @@ from test_vgg import narrow
 from nstjax import features, images, losses, objectives, terminal
 from nstjax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quickly")
 ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 PHOTOGRAPH, PAINTING = (

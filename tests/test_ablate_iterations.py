@@ -14,6 +14,7 @@ from test_ablate_losses import PARAMS, module, picture
 
 from nstjax import features, images, terminal
 
+pytestmark = pytest.mark.usefixtures("quickly")
 studies, ablate = module("studies"), module("ablate_iterations")
 
 
@@ -140,7 +141,8 @@ def test_without_a_reference_adains_loss_is_minimised(run, here, capsys):
 
 
 def test_a_single_iteration_leaves_the_photograph(run):
-    folder = run("--content", "HERE/a.png", "--style", "HERE/painting.png", "--steps", 1)
+    given = ("--content", "HERE/a.png", "--style", "HERE/painting.png", "--reference", "HERE/b.png")
+    folder = run(*given, "--steps", 1)
     says = json.loads((folder / "results.json").read_text())["says"]
     assert says[0].startswith("a, painting: there is no knee.") and (folder / "card.html").exists()
 

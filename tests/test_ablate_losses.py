@@ -18,6 +18,7 @@ from test_vgg import narrow
 
 from nstjax import features, images, losses, metrics, nets, objectives, patches, styles, terminal
 
+pytestmark = pytest.mark.usefixtures("quickly")
 ROOT = Path(__file__).parent.parent
 
 
@@ -70,15 +71,6 @@ def command(here, folder, patch, *given, output="study"):
     with terminal.refusals("ablate_losses.py"):
         tyro.cli(ablate.main)
     return folder / output
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-    """What takes time here is compiling."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from test_vgg import narrow
 
 from nstjax import features, images, solvers, terminal
 
+pytestmark = pytest.mark.usefixtures("quickly")
 ROOT = Path(__file__).parent.parent
 SHAPE = (8, 9, 3)
 
