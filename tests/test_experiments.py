@@ -20,6 +20,7 @@ from PIL import Image
 from nstjax import features, images, solvers, stream, terminal, weights
 from nstjax.errors import InputError
 
+pytestmark = pytest.mark.usefixtures("quickly")
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "gatys.py"
 
