@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pseudo_truth
 import studies
 import tyro
@@ -106,19 +105,14 @@ def main(
         flags: those of every study.
     """
     studies.start(flags, temperature=temperature)
-    if not 0 < strength < 1:
-        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    studies.check_strength(strength)
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
     pseudo_truth.check(truth)
     given = sources(weights)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=32)
-    starts = {
-        "content": lambda: photograph,
-        "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(flags.seed), photograph.shape)),
-    }
-    first = starts[init]()
+    first = studies.beginning(init, photograph, flags.seed)
     chosen = {name: each._replace(source=source_of(each, given)) for name, each in chosen.items()}
     params, left_out = load(chosen, given, like=photograph, seed=flags.seed)
 
@@ -129,7 +123,7 @@ def main(
 
     def program(name, swag):
         variant = chosen[name]
-        own = {"extractor": name, "swag": swag, "network": variant.network, "weights": told(variant.source)}
+        own = {"extractor": name, "swag": swag, "network": variant.network, "weights": studies.source(variant.source)}
         own |= {"content_layers": variant.content, "style_layers": variant.style}
         own |= {"temperature": temperature} if swag else {}
         objective, balanced = losses_of(variant, swag=swag, strength=strength, temperature=temperature)
@@ -157,10 +151,6 @@ def sources(weights):
 def source_of(variant, given):
     """Random weights stay random, whatever is given for the network."""
     return variant.source if variant.source == "random" else given.get(variant.network, variant.source)
-
-
-def told(source):
-    return source if source == "random" else studies.source(source)
 
 
 def load(chosen, given, *, like, seed):
@@ -210,7 +200,7 @@ def losses_of(variant, *, swag, strength, temperature):
     def balanced(network, photograph, painting):
         acts = plain(network, photograph)
         params = {"network": network, "temperature": {name: temperature * acts[name].std() for name in layers}}
-        styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
+        styles = [objectives.plain_style(painting)]
         each = {
             "content_layers": dict.fromkeys(variant.content, 1.0),
             "style_layers": dict.fromkeys(variant.style, 1.0),

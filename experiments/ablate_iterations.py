@@ -59,8 +59,7 @@ def main(
         flags: those of every study.
     """
     studies.start(flags)
-    if not 0 < strength < 1:
-        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    studies.check_strength(strength)
     names = paired(content, style)
     pseudo_truth.check(truth, pairs=len(names))
     size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (60 if flags.quick else 300)
@@ -85,12 +84,8 @@ def main(
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
     objective, targets = objectives.neural_style(vgg.features, statistic=ablate_losses.gram)
 
-    @jax.jit
-    def balanced(params, photograph, painting):
-        styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
-        layers = {"content_layers": {ablate_losses.CONTENT_LAYER: 1.0}, "style_layers": ablate_losses.EVERY}
-        data = targets(params, photograph, styles, weights={"content": 1.0, "style": 1.0}, **layers)
-        return objectives.balance(objective, data, photograph, strength=strength)
+    layers = {"content": (ablate_losses.CONTENT_LAYER,), "style": ablate_losses.STYLE_LAYERS}
+    balanced = studies.balanced(objective, targets, **layers, strength=strength)
 
     def prepare(pair):
         """The photograph, and the objective's data."""

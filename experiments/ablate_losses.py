@@ -23,8 +23,8 @@ from studies import short
 from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
 from nstjax.features import vgg
 
-STYLE_LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
-CONTENT_LAYER = "relu4_2"
+STYLE_LAYERS = features.EXTRACTORS["vgg19"].style
+(CONTENT_LAYER,) = features.EXTRACTORS["vgg19"].content
 EVERY = dict.fromkeys(STYLE_LAYERS, 1.0)
 CROWSON = dict(zip(STYLE_LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
 AUGUSTINS = dict(zip(STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True))

@@ -15,7 +15,6 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pseudo_truth
 import studies
@@ -70,7 +69,7 @@ OPTIMIZERS = {
         ),
     ),
 }
-CONTENT, STYLE = ("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg19"].style
 SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose pictures are shown
 LEFT = "part of the first loss that is left"
 KEPT = 24  # pictures of a run
@@ -104,8 +103,7 @@ def main(
         flags: those of every study.
     """
     studies.start(flags)
-    if not 0 < strength < 1:
-        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+    studies.check_strength(strength)
     factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:
         if not 0 < factor < math.inf:
@@ -115,24 +113,12 @@ def main(
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=16)
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
-    starts = {
-        "content": lambda: photograph,
-        "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(flags.seed), photograph.shape)),
-    }
-    first = starts[init]()
+    first = studies.beginning(init, photograph, flags.seed)
     extract = partial(vgg.features, edge="replicate")
     objective, targets = objectives.neural_style(extract, statistic=partial(losses.gram, normalization="johnson"))
 
-    @cache
-    def data():
-        @jax.jit
-        def balanced(params, photograph, painting):
-            styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
-            layers = {"content_layers": dict.fromkeys(CONTENT, 1.0), "style_layers": dict.fromkeys(STYLE, 1.0)}
-            data = targets(params, photograph, styles, weights={"content": 1.0, "style": 1.0}, **layers)
-            return objectives.balance(objective, data, photograph, strength=strength)
-
-        return balanced(params, photograph, painting)
+    balanced = studies.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
+    data = cache(lambda: balanced(params, photograph, painting))
 
     about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": studies.source(weights)}
     about |= {"photograph": studies.source(content), "painting": studies.source(style)}

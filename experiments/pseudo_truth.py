@@ -18,7 +18,6 @@ from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import adain
 
-LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 STEPS = {False: 100, True: 40}  # without and with --quick
 WEIGHTS = {"content": 1.0, "style": 10.0}  # as in train_adain.py
 FIGURES = {"reference_mse": "MSE to AdaIN", "reference_ssim": "SSIM to AdaIN", "reference_lpips": "LPIPS to AdaIN"}
@@ -66,7 +65,7 @@ def made(flags, given, pairs) -> dict[str, Reference]:
         sources = dict(zip(pairs, given.reference, strict=True))
         at = {name: images.load(sources[name], size=pair[0].shape[:2]) for name, pair in pairs.items()}
         return {name: Reference(picture, {"reference": studies.source(sources[name])}) for name, picture in at.items()}
-    params = features.load("vgg19", layers=LAYERS)
+    params = features.load("vgg19", layers=adain.LAYERS)
     if given.adain:
         decoder, about = _decoder(given.adain), {"reference": studies.source(given.adain)}
         return {name: Reference(_decoded(params, *decoder, *pair), about) for name, pair in pairs.items()}
@@ -118,20 +117,20 @@ def _decoded(params, net, variables, photograph, painting):
 
 def _prepared(params, photograph, painting):
     """The photograph, and the data of `_objective`."""
+    return photograph, _data(params, photograph, painting)
 
-    @jax.jit
-    def data(params, photograph, painting):
-        content, style = (vgg.features(params, image) for image in (photograph, painting))
-        moments = {name: adain.moments(style[name][None])[0] for name in LAYERS}
-        return {
-            "params": params,
-            "wanted": adain.adain(content["relu4_1"][None], moments["relu4_1"])[0],
-            "style": moments,
-            "weights": WEIGHTS,
-            "layers": adain.layer_weights({name: content[name] for name in LAYERS}),
-        }
 
-    return photograph, data(params, photograph, painting)
+@jax.jit
+def _data(params, photograph, painting):
+    content, style = (vgg.features(params, image) for image in (photograph, painting))
+    moments = {name: adain.moments(style[name][None])[0] for name in adain.LAYERS}
+    return {
+        "params": params,
+        "wanted": adain.adain(content["relu4_1"][None], moments["relu4_1"])[0],
+        "style": moments,
+        "weights": WEIGHTS,
+        "layers": adain.layer_weights({name: content[name] for name in adain.LAYERS}),
+    }
 
 
 def _objective(image, data):

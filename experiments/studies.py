@@ -29,7 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 import nstjax
-from nstjax import cards, files, images, memory, pyramid, solvers, terminal
+from nstjax import cards, files, images, memory, objectives, pyramid, solvers, terminal
 from nstjax.errors import InputError
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
@@ -111,6 +111,35 @@ def start(flags, **more) -> None:
         raise InputError(f"--size {flags.size}: at least 32 pixels are needed")
     for name in ("card.html", "runs/first.json"):
         files.check_writable(flags.output / name)
+
+
+def check_strength(strength) -> None:
+    """Refuse a strength of the style that leaves nothing to balance."""
+    if not 0 < strength < 1:
+        raise InputError(f"--strength {strength}: give a number between 0 and 1")
+
+
+def beginning(init, photograph, seed) -> np.ndarray:
+    """The picture [H, W, 3] that runs start from: init is "content", the photograph, or "noise", of the seed."""
+    if init == "content":
+        return photograph
+    return np.asarray(jax.random.uniform(jax.random.key(seed), photograph.shape))
+
+
+def balanced(objective, targets, *, content, style, strength) -> Callable:
+    """(params, photograph, painting) -> data of `objectives.neural_style`'s pair (objective, targets), jitted.
+
+    The layers count alike, content and style as `objectives.balance` has it.
+    """
+    layers = {"content_layers": dict.fromkeys(content, 1.0), "style_layers": dict.fromkeys(style, 1.0)}
+
+    @jax.jit
+    def data(params, photograph, painting):
+        ones = {"content": 1.0, "style": 1.0}
+        data = targets(params, photograph, [objectives.plain_style(painting)], weights=ones, **layers)
+        return objectives.balance(objective, data, photograph, strength=strength)
+
+    return data
 
 
 def source(path) -> Any:

@@ -19,7 +19,6 @@ from nstjax import features, nets, terminal
 from nstjax.features import vgg
 from nstjax.nets import adain
 
-LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 DEFAULTS = training.Flags(batch_size=8, steps=160_000, learning_rate=1e-4, network="vgg19")
 
 
@@ -49,9 +48,9 @@ def main(
     photographs = training.photographs(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
 
-    params = features.load(flags.network, layers=LAYERS)
+    params = features.load(flags.network, layers=adain.LAYERS)
     acts = jax.jit(vgg.features)(params, photographs[0])
-    layers = jax.tree.map(float, adain.layer_weights({name: acts[name] for name in LAYERS}))
+    layers = jax.tree.map(float, adain.layer_weights({name: acts[name] for name in adain.LAYERS}))
     targets = {"network": params, "weights": {"content": content_weight, "style": style_weight}} | layers
     decoder = training.for_training(nets.NETS["adain"])
     decay = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)

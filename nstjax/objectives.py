@@ -125,6 +125,11 @@ def neural_style(
     return objective, targets
 
 
+def plain_style(image):
+    """A style [h, w, 3] for `neural_style`'s targets that is learnt from everywhere and painted everywhere."""
+    return {"image": image, "mask": None, "region": None, "weight": 1.0}
+
+
 def combined(features, terms):
     """The weighted sum of any losses, as objective(image, data) -> (loss, terms): an ablation is an argument.
 

@@ -11,6 +11,9 @@ from nstjax import losses
 from nstjax.features import vgg
 from nstjax.nets import layers
 
+# Whose moments the loss compares (Huang's eq. 13).
+LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
+
 
 def encode(params, images):
     """relu4_1 of VGG-19, [N, ceil(H/8), ceil(W/8), C], for pictures [N, H, W, 3] in [0, 1]; params: `features.load`.
