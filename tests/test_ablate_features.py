@@ -1,37 +1,28 @@
 """experiments/ablate_features.py: units, judges, weights that cannot be had, the study at tiny size."""
 
 import csv
-import importlib
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import jax
 import numpy as np
 import pytest
-import tyro
+from commands import assert_refused, module, studies
 from test_vgg import narrow
 
-from nstjax import features, images, losses, objectives, terminal
+from nstjax import features, images, losses, objectives
 from nstjax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quickly")
-ROOT = Path(__file__).parent.parent
 RNG = np.random.default_rng(0)
 PHOTOGRAPH, PAINTING = (
     np.asarray(jax.image.resize(RNG.random((6, 7, 3), np.float32), (36, 40, 3), "cubic")).clip(0, 1) for _ in range(2)
 )
 
 
-def module(name):
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-studies, ablate = module("studies"), module("ablate_features")
+ablate = module("ablate_features")
 
 
 def narrow_squeezenet():
@@ -60,9 +51,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*given, output="study"):
         command = ["--output", tmp_path / output, "--size", 40, "--steps", 6, *given]
-        monkeypatch.setattr(sys, "argv", ["experiments/ablate_features.py", *map(str, command)])
-        with terminal.refusals("ablate_features.py"):
-            tyro.cli(ablate.main)
+        commands.run(monkeypatch, "ablate_features", *command)
         return tmp_path / output
 
     return run
@@ -217,8 +206,4 @@ def test_weights_are_given_by_network():
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(run, capsys, monkeypatch, given, told):
-    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
-    with pytest.raises(SystemExit) as error:
-        run(*given)
-    line = capsys.readouterr().err
-    assert error.value.code == 2 and told in line and line.count("\n") == 1
+    assert_refused(partial(run, *given), told, capsys, monkeypatch)

@@ -2,20 +2,21 @@
 
 import csv
 import json
-import sys
+from functools import partial
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
-import tyro
+from commands import assert_refused, module
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ablate_losses import PARAMS, module, picture
+from test_ablate_losses import PARAMS, picture
 
-from nstjax import features, images, terminal
+from nstjax import features, images
 
 pytestmark = pytest.mark.usefixtures("quickly")
-studies, ablate = module("studies"), module("ablate_iterations")
+ablate = module("ablate_iterations")
 
 
 # --- the knee
@@ -81,9 +82,7 @@ def run(here, tmp_path, monkeypatch):
     def run(*given, output="study"):
         flags = ["--output", tmp_path / output, "--size", 40, "--steps", 10, *given]
         flags = [str(flag).replace("HERE", str(here)) for flag in flags]
-        monkeypatch.setattr(sys, "argv", ["experiments/ablate_iterations.py", *flags])
-        with terminal.refusals("ablate_iterations.py"):
-            tyro.cli(ablate.main)
+        commands.run(monkeypatch, "ablate_iterations", *flags)
         return tmp_path / output
 
     return run
@@ -199,8 +198,4 @@ def test_what_the_card_says_follows_the_numbers():
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(run, capsys, monkeypatch, given, told):
-    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
-    with pytest.raises(SystemExit) as error:
-        run(*given)
-    line = capsys.readouterr().err
-    assert error.value.code == 2 and told in line and line.count("\n") == 1
+    assert_refused(partial(run, *given), told, capsys, monkeypatch)

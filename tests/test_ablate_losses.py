@@ -1,36 +1,27 @@
 """experiments/ablate_losses.py: its losses and figures, and the whole command at tiny size with narrow networks."""
 
 import csv
-import importlib
 import itertools
 import json
 import sys
 from functools import partial
 from pathlib import Path
 
+import commands
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tyro
+from commands import assert_refused, module, studies
 from PIL import Image
 from test_vgg import narrow
 
-from nstjax import features, images, losses, metrics, nets, objectives, patches, styles, terminal
+from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
 
 pytestmark = pytest.mark.usefixtures("quickly")
-ROOT = Path(__file__).parent.parent
 
 
-def module(name):
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-studies, ablate = module("studies"), module("ablate_losses")
+ablate = module("ablate_losses")
 PARAMS = {name: features.prepare(narrow(name), winograd=False) for name in ("vgg19", "vgg16")}
 
 
@@ -67,9 +58,7 @@ def command(here, folder, patch, *given, output="study"):
     patch.setitem(nets.NETS, "fast", nets.TransformNet(width=4, blocks=1))
     flags = ["--output", folder / output, "--size", 40, "--steps", 12]
     flags += ["--content", here / "photo.png", "--style", here / "painting.png", *given]
-    patch.setattr(sys, "argv", ["experiments/ablate_losses.py", *map(str, flags)])
-    with terminal.refusals("ablate_losses.py"):
-        tyro.cli(ablate.main)
+    commands.run(patch, "ablate_losses", *flags)
     return folder / output
 
 
@@ -321,8 +310,5 @@ def test_augustins_alpha_in_words(at_512, told):
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(run, here, capsys, monkeypatch, given, told):
-    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
-    with pytest.raises(SystemExit) as error:
-        run(*(part.format(here=here) for part in given))
-    line = capsys.readouterr().err
-    assert error.value.code == 2 and told in line and line.count("\n") == 1
+    given = [part.format(here=here) for part in given]
+    assert_refused(partial(run, *given), told, capsys, monkeypatch)

@@ -1,34 +1,24 @@
 """experiments/ablate_optimizers.py: rates that come with the data, what is read off curves, the study at tiny size."""
 
 import csv
-import importlib
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tyro
+from commands import assert_refused, module, studies
 from test_vgg import narrow
 
-from nstjax import features, images, solvers, terminal
+from nstjax import features, images, solvers
 
 pytestmark = pytest.mark.usefixtures("quickly")
-ROOT = Path(__file__).parent.parent
 SHAPE = (8, 9, 3)
 
 
-def module(name):
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-studies, ablate = module("studies"), module("ablate_optimizers")
+ablate = module("ablate_optimizers")
 
 
 def objective(image, data):
@@ -137,9 +127,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*given, output="study"):
         command = ["--output", tmp_path / output, "--size", 32, "--steps", 9, *given]
-        monkeypatch.setattr(sys, "argv", ["experiments/ablate_optimizers.py", *map(str, command)])
-        with terminal.refusals("ablate_optimizers.py"):
-            tyro.cli(ablate.main)
+        commands.run(monkeypatch, "ablate_optimizers", *command)
         return tmp_path / output
 
     return run
@@ -185,8 +173,4 @@ def test_the_study_from_end_to_end(run, capsys):
     ],
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(run, capsys, monkeypatch, given, told):
-    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
-    with pytest.raises(SystemExit) as error:
-        run(*given)
-    line = capsys.readouterr().err
-    assert error.value.code == 2 and told in line and line.count("\n") == 1
+    assert_refused(partial(run, *given), told, capsys, monkeypatch)

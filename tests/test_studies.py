@@ -2,22 +2,23 @@
 
 import csv
 import errno
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import commands
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tyro
+from commands import assert_refused, module, studies
 
-from nstjax import cards, features, images, metrics, solvers, terminal, weights
+from nstjax import cards, features, images, metrics, solvers, weights
 from nstjax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -25,15 +26,7 @@ SHAPE = (32, 40, 3)
 TARGETS = {f"target {i}": np.random.default_rng(i).random(SHAPE, np.float32) for i in range(5)}
 
 
-def module(name):
-    sys.path.insert(0, str(ROOT / "experiments"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.pop(0)
-
-
-studies, reconstruct = module("studies"), module("reconstruct")
+reconstruct = module("reconstruct")
 
 
 def objective(image, data):
@@ -291,9 +284,7 @@ def run(narrow, tmp_path, monkeypatch):
 
     def run(*given, output="study"):
         command = ["--output", tmp_path / output, "--size", 32, "--steps", 8, "--layers", "relu1_1", "relu2_1", *given]
-        monkeypatch.setattr(sys, "argv", ["experiments/reconstruct.py", *map(str, command)])
-        with terminal.refusals("reconstruct.py"):
-            tyro.cli(reconstruct.main)
+        commands.run(monkeypatch, "reconstruct", *command)
         return tmp_path / output
 
     return run
@@ -401,8 +392,5 @@ def test_names_in_words():
 )
 def test_bad_input_is_refused_in_one_line_before_any_work(run, tmp_path, capsys, monkeypatch, given, told):
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
-    with pytest.raises(SystemExit) as error:
-        run(*(part.format(file=tmp_path / "file") for part in given))
-    line = capsys.readouterr().err
-    assert error.value.code == 2 and told in line and line.count("\n") == 1
+    given = [part.format(file=tmp_path / "file") for part in given]
+    assert_refused(partial(run, *given), told, capsys, monkeypatch)
