@@ -96,7 +96,8 @@ def main(
         if value is not None and not least <= value <= most:
             raise InputError(f"--{name} {value}: give a number from {least} to {most}")
     sources = found(content)
-    films = [path for path, _ in sources if path.suffix.lower() in video.SUFFIXES]
+    # In a folder, an animated image counts as the photograph that its first frame is.
+    films = [path for path, _ in found([each for each in content if not Path(each).is_dir()]) if video.recognizes(path)]
     if films and len(sources) > 1:
         raise InputError(f"{films[0]}: a video is painted alone; leave the rest of --content out")
     if smooth and not films:

@@ -304,3 +304,11 @@ def _reason(path, error):
         case MemoryError():
             return "not enough memory to decode it; shrink it first"
     return f"the picture is corrupt or cut short ({error}); copy or download it again"
+
+
+def is_animated(path) -> bool:
+    """Whether a file is a GIF, WebP or PNG of several frames; False if it cannot be read."""
+    with contextlib.suppress(InputError), _refusing(path), open(path, "rb") as file:
+        picture = _open(path, file, least=1)
+        return picture.format in ("GIF", "WEBP", "PNG") and picture.is_animated
+    return False
