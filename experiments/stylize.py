@@ -60,7 +60,8 @@ def main(
 
     Args:
         style: a bundled style's name, or a file that training wrote.
-        content: photographs, folders of them, patterns such as 'photos/*.jpg', or one video. None for a texture.
+        content: photographs, folders of them, patterns such as 'photos/*.jpg', or one video (an animated GIF, WebP or
+            PNG too). None for a texture.
         output: the picture or the video to write (stylized.png, .mp4), or a folder if there are several photographs.
         size: long side in pixels; by default the photograph's own (a texture's: 512).
         strength: 0 (the photograph) to 1 (the net's picture). AdaIN mixes features, else pictures are mixed.

@@ -25,6 +25,9 @@ def extract(path, folder, suffix: str, *, start: Fraction = Fraction(0)) -> list
     the container cannot hold is converted. What ffmpeg cannot convert is left out with one line on stderr.
     """
     _, _, said = ffmpeg.run([*ffmpeg.command("info"), *ffmpeg.source(path)], seconds=ffmpeg.PROBE_SECONDS)
+    if "Input #0" not in said:
+        ffmpeg.warn(path, f"its sound cannot be read, and is left out ({ffmpeg.reason(said)})")
+        return []
     held, encoder = _CODECS[suffix]
     convert = ["-c:a", encoder, "-af", _LAYOUTS]
     seek, cut = (["-ss", f"{float(start):.6f}"], ["-copypriorss", "0"]) if start else ([], [])
