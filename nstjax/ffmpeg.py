@@ -67,7 +67,7 @@ def run(arguments, *, seconds: float) -> tuple[int, str, str]:
         try:
             out, said = process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            return -signal.SIGKILL, "", f"ffmpeg did not finish within {seconds:g} s"
+            return -9, "", f"[error] ffmpeg did not finish within {seconds:g} s"
     return process.returncode, out.decode(errors="replace"), said.decode(errors="replace")
 
 
@@ -114,7 +114,7 @@ def _kill(process):
 def reason(said: str) -> str:
     """Why ffmpeg failed, from what it said on stderr: its first error, without the name of the part it came from."""
     errors = re.findall(r"^(?:\[[^]]* @ [^]]*\] )*\[(?:error|fatal|panic)\] +(\S.*)", said, re.MULTILINE)
-    return (errors or [said.strip() or "ffmpeg was ended or does not say why"])[0]
+    return errors[0].strip() if errors else "ffmpeg does not say why"
 
 
 def warn(path, why) -> None:

@@ -35,7 +35,8 @@ _WRITABLE = {".mp4": _H264, ".m4v": _H264, ".mov": _H264, ".mkv": _H264, ".webm"
 _BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
 
 _UNKNOWN = -(2**63)  # ffmpeg's timestamp of what has none
-_LISTED = 3000  # packets, of the first minute at most, from which rates are computed
+_LISTED = 3000  # packets at most, from which rates are computed
+_LISTED_SECONDS = 20
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya")
 _RGB = re.compile(r"rgb|bgr|gbr|argb|abgr|pal8")
 # Codecs whose every frame says whether it is interlaced; of others, the container may know.
@@ -86,7 +87,7 @@ def info(path, *, size=None):
     ffmpeg.check_regular(path)
     first = ["-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"]
     packets = ["-map", "0:V:0", "-c", "copy", "-frames:v", str(_LISTED), "-f", "framecrc", "-"]
-    arguments = [*ffmpeg.command("info"), "-t", "60", *ffmpeg.source(path), *first, *packets]
+    arguments = [*ffmpeg.command("info"), "-t", str(_LISTED_SECONDS), *ffmpeg.source(path), *first, *packets]
     _, listed, said = ffmpeg.run(arguments, seconds=ffmpeg.PROBE_SECONDS)
     source = re.search(r"Stream #(0:\d+) -> #0:0 \((\w+)", said)
     config = re.search(r"config in time_base: (\S+), frame_rate: (\d+)/(\d+)", said)
@@ -102,7 +103,7 @@ def info(path, *, size=None):
     times, lasts = _timestamps(listed)
     rate = _rate(header, times, interlaced=order or frame[7] != "P")
     start = Fraction(0) if frame[1] == "NOPTS" else max(Fraction(0), int(frame[1]) * Fraction(config[1]))
-    if not times or len(times) == _LISTED or lasts > 58:
+    if not times or len(times) == _LISTED or lasts > _LISTED_SECONDS - 1:
         lasts = _duration(said) - start
     frames = max(1, round(lasts * rate)) if lasts > 0 else None
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import struct
 import subprocess
 import sys
 import wave
@@ -365,6 +366,18 @@ def test_pipes_and_devices_are_refused_without_waiting(tmp_path):
         with pytest.raises(InputError, match="not a regular file"):
             video.info(tmp_path / name)
     assert not video.recognizes(tmp_path / "pipe.gif")
+
+
+def test_enormous_and_empty_files_are_refused_in_one_line(tmp_path):
+    size = struct.pack("<HH", 65535, 65535)
+    (tmp_path / "enormous.gif").write_bytes(
+        b"GIF89a" + size + bytes(3) + b"\x2c" + bytes(4) + size + bytes(9) + b"\x3b"
+    )
+    whole = clip(tmp_path / "whole.mkv").read_bytes()
+    (tmp_path / "no frames.mkv").write_bytes(whole[: whole.index(b"\x1f\x43\xb6\x75")])  # up to the first cluster
+    for name in ("enormous.gif", "no frames.mkv"):
+        with pytest.raises(InputError, match=rf"^[^\n]*{name}: cannot be read as a video \([^\n]{{9,80}}\)[^\n]*$"):
+            video.info(tmp_path / name)
 
 
 def test_a_probe_that_hangs_is_ended(tmp_path, monkeypatch):
