@@ -1,6 +1,6 @@
 """Files of video <-> frames [H, W, 3] in [0, 1], by ffmpeg, which imageio-ffmpeg brings; and painted frames held still.
 
-What ffmpeg can read is read: upright, with square pixels and even sides, at a constant rate, progressive, in sRGB, over
+What ffmpeg reads comes out upright, with square pixels and even sides, at a constant rate, progressive, in sRGB, over
 white where it is transparent.
 """
 
@@ -270,8 +270,8 @@ def _timestamps(listed):
 def _rate(header, times, *, interlaced):
     """Frames a second: the header's (0 if it has none) where the timestamps agree with it, else their usual one.
 
-    Recorders in browsers write 1000 for any; variable rates have none. Fields of interlaced
-    frames may be packets of their own: then there are twice as many.
+    Browsers' recorders write 1000 whatever it is, and a variable rate has no true one. Fields of interlaced frames may
+    be packets of their own: then there are twice as many.
     """
     gaps = np.diff(np.unique(np.array(times, float)))
     if not len(gaps):
