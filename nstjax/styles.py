@@ -103,7 +103,7 @@ def _shapes(path, name, arrays):
     net = nets.NETS[name]
 
     def channels(layer, most):
-        shape = arrays[layer].shape if layer in arrays else ()
+        shape = list(arrays[layer].shape) if layer in arrays else []
         if len(shape) != 4 or not 1 <= shape[2] <= most:
             raise files.refusal(path, f"has no kernel {layer} of the net {name}; is it of another net?")
         return shape[2]

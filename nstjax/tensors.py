@@ -1,4 +1,4 @@
-"""Safetensors files of arrays and a dict for JSON, with a checksum of both: the form of checkpoints and trained nets."""
+"""Safetensors files of arrays and a dict for JSON, with a checksum: the form of checkpoints and trained nets."""
 
 import contextlib
 import hashlib
