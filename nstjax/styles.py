@@ -12,7 +12,7 @@ import numpy as np
 
 from nstjax import files, foreign, nets, tensors
 from nstjax.errors import InputError
-from nstjax.weights import bundled, bundled_folder, printable
+from nstjax.weights import bundled, bundled_folder
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 2**27  # of a file; the nets have up to 14 MB in single precision
@@ -68,10 +68,10 @@ def load(style):
     arrays, about = tensors.load(path, _KIND)
     name, steps = about.get("net"), about.get("steps", 0)
     if not isinstance(name, str) or name not in nets.NETS:
-        found = printable(repr(name)[:80])
+        found = repr(name)[:80]
         raise files.refusal(path, f"is of the net {found}, which is none of {', '.join(nets.NETS)}")
     if type(steps) is not int or steps < 0:
-        raise files.refusal(path, f"is no {_KIND}: its number of steps is {printable(repr(steps)[:80])}")
+        raise files.refusal(path, f"is no {_KIND}: its number of steps is {repr(steps)[:80]}")
     return nets.NETS[name], _variables(path, name, arrays), about
 
 
@@ -80,7 +80,7 @@ def _variables(path, name, arrays):
     shapes = _shapes(path, name, arrays)
     wanted = _named(shapes)
     for each in [*wanted, *arrays]:
-        shown = printable(repr(each)[:100])
+        shown = repr(each)[:100]
         if each not in arrays:
             raise files.refusal(path, f"has no {shown}, which the net {name} has; is it of another net?")
         if each not in wanted:
