@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ import safetensors.numpy
 
 from nstjax import files
 from nstjax.errors import InputError
+from nstjax.optional import needed
 
 _FIELD = "nstjax"  # of the file's metadata; a single one, since safetensors writes several in any order
 _CHECKSUM = "checksum"
@@ -70,7 +70,7 @@ def _native(array):
 
 @contextlib.contextmanager
 def _open(path, kind) -> Iterator[Any]:
-    importlib.import_module("ml_dtypes")  # which comes with jax, and teaches numpy bfloat16
+    needed("ml_dtypes", f"{path}: reading it", "ml_dtypes")  # comes with jax, and teaches numpy bfloat16
     if not Path(path).is_file():
         raise files.refusal(path, f"no such file; give the name of a {kind}")
     try:
