@@ -100,14 +100,15 @@ def latest(folder) -> Path | None:
 def keep(folder, *, last=3, best="loss") -> None:
     """Delete checkpoints but the `last` newest and the one with the lowest extra[best], if that is a number.
 
-    Damaged files neither count nor go; what a killed `save` left behind goes after an hour.
+    Files that are cut short neither count nor go; checksums are not verified here, as that would read all of every
+    file. What a killed `save` left behind goes after an hour.
     """
     if last < 1:
         raise ValueError(f"keep at least the last checkpoint, not {last}")
     whole = []
     for path in _finished(folder):
         with contextlib.suppress(InputError):
-            whole.append((path, _load(path)[1]["extra"].get(best)))
+            whole.append((path, extra(path).get(best)))
     losses = {path: loss for path, loss in whole if isinstance(loss, int | float) and math.isfinite(loss)}
     kept = {path for path, _ in whole[:last]} | ({min(losses, key=losses.__getitem__)} if losses else set())
     now = time.time()
