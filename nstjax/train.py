@@ -141,17 +141,16 @@ def fit(step, state, stream, data, *, steps, folder, every=1000, keep=3, configu
                 batch, after = next(batches)
                 new, terms = step(now.state, batch, data | {"rate": jnp.float32(now.rate)})
                 if not checked((terms, new)):  # whoever made the step
-                    why = f"{_cause(batch, terms)} not finite"
+                    cause, advice = _cause(batch, terms)
                     failures, failed = failures + 1, max(failed, number + 1)
                     halved = now.rate / 2
                     now, saved = _restored(first, **own)
                     if failures == 3:
-                        why = f"{why} three times in a row, last at step {number + 1}"
-                        raise InputError(f"{why}: lower --learning-rate, with another --checkpoint-dir")
+                        raise InputError(f"{cause} three times in a row, last at step {number + 1}: {advice}")
                     now = now._replace(rate=halved)
                     batches, number = stream(now.position), int(now.state.step)
                     if writes:
-                        tqdm.write(f"{why}: back to step {number}, with {halved:g} of the learning rate")
+                        tqdm.write(f"{cause}: back to step {number}, with {halved:g} of the learning rate")
                     bar.n = number
                     continue
                 number += 1
@@ -173,12 +172,13 @@ def fit(step, state, stream, data, *, steps, folder, every=1000, keep=3, configu
 
 
 def _cause(batch, terms):
-    """What is not finite in a rejected step, for a message."""
+    """What is not finite in a rejected step, and what to do about it, for messages."""
     if not finite(batch):
-        return "the batch is"
+        return "the batch is not finite", "check the pictures to train on"
     parts = {name: value for name, value in terms.items() if name != "loss"}
-    fine = finite(terms["loss"]) or (parts and finite(parts))  # `make_step` has NaN for a loss that is
-    return "the gradient or the parameters are" if fine else "the loss is"
+    fine = finite(terms["loss"]) or (parts and finite(parts))  # `make_step` reports any fault as a loss of NaN
+    what = "the gradient or the parameters are" if fine else "the loss is"
+    return f"{what} not finite", "lower --learning-rate, with another --checkpoint-dir"
 
 
 def _recent(rows):

@@ -319,7 +319,8 @@ def test_what_is_not_finite_is_never_saved_and_named_at_the_end(tmp_path, kind):
 
     with pytest.raises(InputError) as error:
         train.fit(called, state, stream, {}, steps=12, folder=tmp_path, every=1)
-    assert str(error.value).startswith(f"{REJECTED[kind]} three times in a row, last at step 1: lower --learning-rate")
+    advice = "check the pictures to train on" if kind == "a batch" else "lower --learning-rate"
+    assert str(error.value).startswith(f"{REJECTED[kind]} three times in a row, last at step 1: {advice}")
     assert [float(args[2]["rate"]) for args in calls] == [1, 0.5, 0.25]
     assert not list(tmp_path.iterdir())
 
