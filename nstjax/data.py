@@ -108,8 +108,9 @@ def batches(
     One that cannot be read or is under half the crop is logged once, noted in source.skipped, and another, drawn by
     the seed, takes its place. InputError if none can be read, or if `position` is of other data or another seed.
     """
-    if batch < 1 or crop < 1 or not 0 <= host < hosts or not 1 <= scale[0] <= scale[1]:
-        raise ValueError(f"impossible batches: {batch=}, {crop=}, {host=}, {hosts=}, {scale=}")
+    possible = batch >= 1 and crop >= 1 and 0 <= host < hosts and 1 <= scale[0] <= scale[1] and 0 <= seed < 2**32
+    if not possible:
+        raise ValueError(f"impossible batches: {batch=}, {crop=}, {host=}, {hosts=}, {scale=}, {seed=}")
     identity = {"seed": seed, "source": source.identity}
     start = _start(source, identity, position)
     grain = needed("grain", "training data", '"nstjax[train]"')
@@ -140,7 +141,7 @@ def _start(source, identity, position):
     if position is None:
         return 0
     seen = position.get("pictures") if isinstance(position, dict) else None
-    if type(seen) is not int or seen < 0:
+    if type(seen) is not int or not 0 <= seen < 2**62:
         raise files.refusal(source.name, "the position to go on from is damaged; start from the beginning")
     for key, here in identity.items():
         if position.get(key) != here:
