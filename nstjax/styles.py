@@ -4,8 +4,10 @@ Others' nets are read too (`nstjax.foreign`).
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,12 +46,13 @@ def check_output(path):
     files.check_writable(path)
 
 
-def load(style):
+def load(style, *, check: Callable[[nn.Module], None] = lambda net: None):
     """(net, variables in single precision, about) of a bundled style's name or a file.
 
     The file's arrays must be those of the net that it names: names, shapes, half or single precision, all finite. Its
-    checksum is verified; files from before there were checksums have none. Raises InputError, one line, for names and
-    files that are none, and for files that are damaged or of another net.
+    checksum is verified; files from before there were checksums have none. check: called with the net before its arrays
+    are compared, to reject kinds of nets. Raises InputError, one line, for names and files that are none, and for files
+    that are damaged or of another net.
     """
     path = Path(style)
     if not path.suffix:
@@ -64,7 +67,9 @@ def load(style):
     if path.stat().st_size > MAX_BYTES:
         raise files.refusal(path, f"is no {_KIND}: those have at most {MAX_BYTES // 2**20} MiB")
     if path.suffix.lower() in foreign.SUFFIXES:
-        return foreign.load(path)
+        found = foreign.load(path)
+        check(found[0])
+        return found
     arrays, about = tensors.load(path, _KIND)
     name, steps = about.get("net"), about.get("steps", 0)
     if not isinstance(name, str) or name not in nets.NETS:
@@ -72,6 +77,7 @@ def load(style):
         raise files.refusal(path, f"is of the net {found}, which is none of {', '.join(nets.NETS)}")
     if type(steps) is not int or steps < 0:
         raise files.refusal(path, f"is no {_KIND}: its number of steps is {repr(steps)[:80]}")
+    check(nets.NETS[name])
     return nets.NETS[name], _variables(path, name, arrays), about
 
 
