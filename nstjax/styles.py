@@ -19,7 +19,7 @@ from nstjax.weights import bundled, bundled_folder
 SUFFIX = ".safetensors"
 MAX_BYTES = 2**27  # of a file; the nets have up to 14 MB in single precision
 MAX_SCALES = 10  # of a texture net
-_KIND = "trained net"
+_KIND = "trained style"
 
 
 def save(path, variables, about):

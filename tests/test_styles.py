@@ -111,13 +111,13 @@ HOSTILE = {
     "longer": (lambda good: about('{"net": "fast"}')(good) + b"more", "cut short"),
     "rotten": (rotten, "checksum"),
     "a pickle": (lambda good: pickle.dumps(good), "cut short"),
-    "no metadata": (lambda good: safetensors.numpy.save(good), "not a trained net"),
-    "metadata of others": (lambda good: safetensors.numpy.save(good, {"format": "pt"}), "not a trained net"),
-    "metadata not JSON": (about("{"), "not a trained net"),
-    "metadata no dict": (about('["net", "fast"]'), "not a trained net"),
-    "metadata a number": (about("3"), "not a trained net"),
-    "metadata nested deep": (about('{"net": ' + NESTED + "}"), "not a trained net"),
-    "metadata of many digits": (about('{"net": "fast", "steps": ' + "9" * 10_000 + "}"), "not a trained net"),
+    "no metadata": (lambda good: safetensors.numpy.save(good), "not a trained style"),
+    "metadata of others": (lambda good: safetensors.numpy.save(good, {"format": "pt"}), "not a trained style"),
+    "metadata not JSON": (about("{"), "not a trained style"),
+    "metadata no dict": (about('["net", "fast"]'), "not a trained style"),
+    "metadata a number": (about("3"), "not a trained style"),
+    "metadata nested deep": (about('{"net": ' + NESTED + "}"), "not a trained style"),
+    "metadata of many digits": (about('{"net": "fast", "steps": ' + "9" * 10_000 + "}"), "not a trained style"),
     "no net": (about("{}"), "None"),
     "net unhashable": (about('{"net": ["fast"]}'), "fast"),
     "net a dict": (about('{"net": {"fast": 1}}'), "fast"),
@@ -151,7 +151,7 @@ HOSTILE = {
     "infinity": (in_kernel(-np.inf), "not finite"),
     "an unknown dtype": (
         lambda good: raw({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}}, "{}", b"0"),
-        "trained net",
+        "trained style",
     ),
     "eight bits": (
         lambda good: raw({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}, '{"net": "fast"}', b"0"),
@@ -159,7 +159,7 @@ HOSTILE = {
     ),
     "too large a shape": (
         lambda good: raw({"a": {"dtype": "F16", "shape": [2**62, 8], "data_offsets": [0, 0]}}, '{"net": "fast"}'),
-        "trained net",
+        "trained style",
     ),
     "an empty shape": (
         lambda good: raw({"a": {"dtype": "F16", "shape": [0, 2**62], "data_offsets": [0, 0]}}, '{"net": "fast"}'),
@@ -169,10 +169,10 @@ HOSTILE = {
         lambda good: raw(
             {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, '{"net": "fast"}', b"0000"
         ),
-        "trained net",
+        "trained style",
     ),
-    "a header of no text": (lambda good: (9).to_bytes(8, "little") + b"\xff" * 9, "trained net"),
-    "a huge header": (lambda good: (2**62).to_bytes(8, "little") + b"{}", "trained net"),
+    "a header of no text": (lambda good: (9).to_bytes(8, "little") + b"\xff" * 9, "trained style"),
+    "a huge header": (lambda good: (2**62).to_bytes(8, "little") + b"{}", "trained style"),
     "of 1000 scales": (texture_of(1000), "1000 scales"),
     "of 3 scales": (texture_of(3), "ulyanov"),
 }
