@@ -144,9 +144,12 @@ def write(style, output, *, form):
     if output.suffix.lower() != f".{form}":
         raise InputError(f"--output {output}: --export {form} writes a .{form} file; choose such a name")
     export.check_output(output)
-    net, variables, about = styles.load(style)
-    if not isinstance(net, nets.TransformNet):
-        raise InputError(f"{style}: is no transform net, and only those are exported")
+
+    def check(net):
+        if not isinstance(net, nets.TransformNet):
+            raise InputError(f"{style}: is no transform net, and only those are exported")
+
+    net, variables, about = styles.load(style, check=check)
     export.save(output, net, variables, about)
     print(f"saved {output}, which paints as the net does: pictures [N, H, W, 3] in 0..1, of any size")
 
