@@ -98,6 +98,17 @@ def shape(path, *, size=None) -> tuple[int, int]:
     return round(h * size / max(w, h)), round(w * size / max(w, h))
 
 
+def check_aspect(path, like: tuple[int, int], flag: str) -> None:
+    """Raise InputError if the image in a file would be distorted when it is resized to the shape `like`, (H, W).
+
+    Up to 2 % pass, and half a pixel of either side, which rounding explains. flag: what the image was given as.
+    """
+    (h, w), (height, width) = shape(path), like
+    if abs(h * width - w * height) > max(0.02 * h * width, height / 2, width / 2):
+        why = f"{flag} has {w}x{h} px, another aspect than the {width}x{height} px that it is for"
+        raise files.refusal(path, f"{why}; crop it to the same aspect")
+
+
 def resize(image, shape) -> np.ndarray:
     """float [h, w, C] -> float32 [H, W, C] for shape (H, W), by Lanczos on floats, clipped to [0, 1]."""
     channels = np.moveaxis(np.asarray(image, np.float32), -1, 0)
@@ -281,6 +292,7 @@ def _quietly():
 @contextlib.contextmanager
 def _refusing(path):
     """Turn what goes wrong in reading into an InputError. Pillow raises nearly anything on a corrupt file."""
+    files.check_regular(path)  # before it is opened, which waits for a FIFO's writer
     try:
         yield
     except InputError:

@@ -38,8 +38,7 @@ def load(style):
                 f"no style {str(style)!r}; there are {', '.join(there) or 'none'}, or name a .safetensors file"
             )
         path = bundled(f"styles/{style}.safetensors")
-    if not path.is_file():
-        raise files.refusal(path, "no such file; name a bundled style, or a file that training wrote")
+    files.check_file(path, "name a bundled style, or a file that training wrote")
     if path.suffix.lower() in foreign.SUFFIXES:
         return foreign.load(path)
     try:
