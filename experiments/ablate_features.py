@@ -9,6 +9,11 @@ and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had
 on where it was.
 """
 
+from nstjax import terminal
+
+if __name__ == "__main__":
+    terminal.handle_signals()  # before jax is imported, which takes seconds
+
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,7 +25,7 @@ import studies
 import tyro
 from studies import listed, percent
 
-from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
+from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers
 from nstjax.errors import InputError
 from nstjax.features import vgg
 
@@ -104,11 +109,11 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags, temperature=temperature)
+    given = sources(weights)
+    studies.start(flags, inputs=[content, style, *given.values(), *pseudo_truth.inputs(truth)], temperature=temperature)
     studies.check_strength(strength)
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
     pseudo_truth.check(truth)
-    given = sources(weights)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=32)

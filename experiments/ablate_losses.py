@@ -6,6 +6,11 @@
 Stopped, it goes on where it was.
 """
 
+from nstjax import terminal
+
+if __name__ == "__main__":
+    terminal.handle_signals()  # before jax is imported, which takes seconds
+
 import functools
 import itertools
 from functools import partial
@@ -20,7 +25,7 @@ import studies
 import tyro
 from studies import short
 
-from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
+from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers
 from nstjax.features import vgg
 
 STYLE_LAYERS = features.EXTRACTORS["vgg19"].style
@@ -159,7 +164,7 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags)
+    studies.start(flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)])
     pseudo_truth.check(truth)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (20 if flags.quick else 150)
     chosen = tuple(name for name in HEADINGS if name in groups)

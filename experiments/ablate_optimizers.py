@@ -7,6 +7,11 @@ The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluatio
 about half an hour on two CPU cores; stopped, it goes on where it was.
 """
 
+from nstjax import terminal
+
+if __name__ == "__main__":
+    terminal.handle_signals()  # before jax is imported, which takes seconds
+
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -21,7 +26,7 @@ import studies
 import tyro
 from studies import listed, percent
 
-from nstjax import cards, features, images, losses, memory, objectives, plots, solvers, terminal
+from nstjax import cards, features, images, losses, memory, objectives, plots, solvers
 from nstjax.errors import InputError
 from nstjax.features import vgg
 
@@ -102,7 +107,7 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags)
+    studies.start(flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)])
     studies.check_strength(strength)
     factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:

@@ -1,6 +1,7 @@
 """What the commands that train have in common: their flags, the checks of these, data, devices, and the run itself."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,9 @@ import numpy as np
 
 import nstjax
 from nstjax import checkpoint, data, files, images, nets, parallel, plots, styles, terminal, train
-from nstjax.errors import InputError
+from nstjax.errors import InputError, printable
 from nstjax.nets import layers
+from nstjax.weights import bundled_files
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 AXIS = "devices"
@@ -59,10 +61,11 @@ UNIMPORTANT = {"output", "steps", "checkpoint_dir", "checkpoint_every", "resume"
 UNIMPORTANT |= {"coordinator", "processes", "process_id"}
 
 
-def start(flags, **more) -> dict[str, str]:
+def start(flags, *, inputs=(), **more) -> dict[str, str]:
     """Check the flags, join the other processes, and return what a checkpoint must agree with: {flag: value}.
 
-    more: the command's own flags; numbers among them must be at least 0. InputError for a flag that cannot be.
+    inputs: files, and folders of pictures, that are read. more: the command's own flags; numbers among them must be at
+    least 0. InputError for a flag that cannot be, and for outputs that would be written over an input or each other.
     """
     for name in ("crop", "batch_size", "steps", "learning_rate", "checkpoint_every"):
         if not 0 < getattr(flags, name) < math.inf:
@@ -70,6 +73,9 @@ def start(flags, **more) -> dict[str, str]:
     for name, value in more.items():
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise InputError(f"{_flag(name)} {value}: give a number, at least 0")
+    terminal.check_seed(flags.seed)
+    if more.get("content_weight", 0) == more.get("style_weight", 0) == 0:
+        raise InputError("--content-weight and --style-weight are both 0: there is nothing to learn")
     if flags.crop < 16:
         raise InputError(f"--crop {flags.crop}: at least 16 pixels are needed")
     if flags.init:
@@ -77,6 +83,7 @@ def start(flags, **more) -> dict[str, str]:
     plots.require("a training's loss.png")
     files.check_writable(flags.output)
     files.check_writable(flags.checkpoint_dir / "loss.csv")
+    _check_outputs(flags, inputs)
     _join(flags.coordinator, flags.processes, flags.process_id)
     if flags.batch_size % jax.device_count():
         raise InputError(f"--batch-size {flags.batch_size}: give a multiple of the {jax.device_count()} devices")
@@ -88,6 +95,15 @@ def start(flags, **more) -> dict[str, str]:
         jax.config.update("jax_default_matmul_precision", name)
     important = {name: value for name, value in flags._asdict().items() if name not in UNIMPORTANT}
     return {name: v.name if isinstance(v, Path) else str(v) for name, v in (more | important).items()}
+
+
+def _check_outputs(flags, inputs):
+    """Refuse a net or a folder of checkpoints that would be written over an input, or over each other."""
+    numbered = r"checkpoint-\d{8,}\.safetensors|sample-\d{8,}\.jpg|loss\.(csv|png)"
+    read = [file for path in inputs for file in (data.listed(path) if os.path.isdir(path) else [path])]
+    trained = [flags.init] if flags.init else []
+    outputs = [flags.output, files.Numbered(flags.checkpoint_dir, numbered)]
+    files.check_outputs(outputs, [*read, *trained, *bundled_files()])
 
 
 def _join(coordinator, processes, number):
@@ -116,7 +132,7 @@ def stream(source, position, *, flags, seed=0):
         source,
         batch=flags.batch_size // jax.process_count(),
         crop=flags.crop,
-        seed=flags.seed + seed,
+        seed=(flags.seed + seed) % 2**32,
         host=jax.process_index(),
         hosts=jax.process_count(),
         position=position,
@@ -204,8 +220,9 @@ def run(
             files.write(flags.checkpoint_dir / "loss.png", curves)
         styles.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
         ended = f"stopped by {stopped()}: " if stopped() else ""
-        print(f"{ended}saved {flags.output} after {number} of {flags.steps} steps; {skipped()} pictures were skipped")
+        saved = f"{ended}saved {printable(flags.output)} after {number} of {flags.steps} steps"
+        print(f"{saved}; {skipped()} pictures were skipped")
         if number < flags.steps:
-            print(f"go on with --resume; the checkpoints are in {flags.checkpoint_dir}")
+            print(f"go on with --resume; the checkpoints are in {printable(flags.checkpoint_dir)}")
     if stopped():
         sys.exit({"SIGINT": 130, "SIGTERM": 143}[stopped()])

@@ -32,6 +32,10 @@ class Numbered(NamedTuple):
     folder: Path
     names: str
 
+    def matches(self, name: str) -> bool:
+        """Whether an output can have this name; in any case, as some file systems have it."""
+        return re.fullmatch(self.names, name, re.IGNORECASE) is not None
+
 
 def write(path, data: bytes) -> None:
     """Write beside path, then rename: a reader sees the whole old file or the whole new one, whatever happens.
@@ -202,7 +206,7 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
     single = [Path(path) for path in outputs if not isinstance(path, Numbered)]
     numbered = [each for each in outputs if isinstance(each, Numbered)]
     read = {_identity(path): path for path in inputs}
-    for path in (*single, *(member for each in numbered for member in _members(each))):
+    for path in (*single, *(member for each in numbered for member in members(each))):
         if (key := _identity(path)) in read:
             known = "" if str(read[key]) == str(path) else f" ({read[key]})"
             raise refusal(path, f"is an input{known} and would be overwritten; choose another name for the output")
@@ -212,7 +216,7 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
             raise refusal(path, f"another output would be written over it ({other}); choose another name for one")
         folder = _identity(path.parent)
         for each in numbered:
-            if folder == _identity(each.folder) and re.fullmatch(each.names, path.name, re.IGNORECASE):
+            if folder == _identity(each.folder) and each.matches(path.name):
                 raise refusal(path, f"other outputs in {each.folder} have such names; choose another name")
     for path in (*single, *(each.folder / "x" for each in numbered)):
         device, inode, rest = _identity(path)
@@ -220,6 +224,15 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
             if (key := (device, inode, str(parent))) in written:
                 why = f"would be both a file and the folder of {path}; choose another name for one"
                 raise refusal(written[key], why)
+
+
+def members(numbered: Numbered) -> list[Path]:
+    """The outputs of such names that are there already."""
+    try:
+        names = os.listdir(numbered.folder)
+    except OSError:
+        return []
+    return [Path(numbered.folder, name) for name in sorted(names) if numbered.matches(name)]
 
 
 def distinct(names: Sequence[str]) -> list[str]:
@@ -278,12 +291,3 @@ def _identity(path):
 
 def _folded(name):
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
-
-
-def _members(numbered):
-    """The files of a `Numbered` that exist."""
-    try:
-        names = os.listdir(numbered.folder)
-    except OSError:
-        return []
-    return [Path(numbered.folder, name) for name in names if re.fullmatch(numbered.names, name, re.IGNORECASE)]
