@@ -527,7 +527,9 @@ def check_files(flags, pictures):
     files.check_outputs(outputs, [*inputs, *bundled_files()])
     for path in unnamed:
         if path.exists() and not is_own(path):
-            raise files.refusal(path, "is there and not of an earlier run; choose another name for --curve or --frames")
+            raise files.refusal(
+                path, "is there, and not from an earlier run; choose another name for --curve or --frames"
+            )
 
 
 def is_own(path):

@@ -1,5 +1,6 @@
 """Commands in a terminal: errors in one line, signals that end them cleanly, the command line as text."""
 
+import contextlib
 import io
 import json
 import os
@@ -57,10 +58,8 @@ def at_the_second():
 
 def lost():
     """Nobody ever hears of it."""
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         interrupted()
-    except KeyboardInterrupt:
-        pass
 
 
 @pytest.mark.parametrize("program", [interrupted, swallowed, in_finally, at_the_second, lost])

@@ -74,6 +74,8 @@ def here(tmp_path_factory):
         picture(folder / "photos" / f"{i}.png", i)
         picture(folder / "paintings" / f"{i}.png", 10 + i)
     picture(folder / "painting.png", 9)
+    for name in ("loss.png", "sample-00000002.jpg"):
+        picture(folder / "own" / name, 9)
     return folder
 
 
@@ -166,6 +168,30 @@ BAD = {
     "no scales": ("texture", ["--scales", "0"], "--scales"),
     "output is a folder": ("texture", ["--output", "photos"], "photos"),
     "checkpoints under a file": ("texture", ["--checkpoint-dir", "painting.png"], "painting.png"),
+    "output is the painting": ("texture", ["--output", "painting.png"], "painting.png: is an input"),
+    "output is one of the paintings": ("adain", ["--output", "paintings/1.png"], "paintings/1.png: is an input"),
+    "output is a photograph": ("transform", ["--output", "photos/1.png"], "photos/1.png: is an input"),
+    "output among the checkpoints": (
+        "texture",
+        ["--output", "refused/checkpoint-00000002.safetensors"],
+        "checkpoint-00000002.safetensors: other outputs",
+    ),
+    "curve over the painting": (
+        "texture",
+        ["--style", "own/loss.png", "--checkpoint-dir", "own"],
+        "loss.png: is an input",
+    ),
+    "sheets over photographs": (
+        "transform",
+        ["--data", "own", "--checkpoint-dir", "own"],
+        "sample-00000002.jpg: is an input",
+    ),
+    "output is a device": ("texture", ["--output", "/dev/null"], "/dev/null: is a device"),
+    "negative seed": ("texture", ["--seed", "-1"], "--seed"),
+    "large seed": ("texture", ["--seed", str(2**33)], "--seed"),
+    "content of a texture": ("texture", ["--content-weight", "1"], "--content-weight"),
+    "nothing to learn": ("transform", ["--content-weight", "0", "--style-weight", "0"], "--style-weight"),
+    "a texture of nothing": ("texture", ["--style-weight", "0"], "--style-weight"),
     "processes without coordinator": ("texture", ["--processes", "2"], "--coordinator"),
     "coordinator without processes": ("texture", ["--coordinator", "here:1"], "--processes"),
     "process beyond": (
