@@ -110,7 +110,12 @@ def main(
         flags: those of every study.
     """
     given = sources(weights)
-    studies.start(flags, inputs=[content, style, *given.values(), *pseudo_truth.inputs(truth)], temperature=temperature)
+    studies.start(
+        flags,
+        inputs=[content, style, *given.values(), *pseudo_truth.inputs(truth)],
+        folders=pseudo_truth.folders(truth),
+        temperature=temperature,
+    )
     studies.check_strength(strength)
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
     pseudo_truth.check(truth)

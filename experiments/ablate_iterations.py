@@ -61,7 +61,9 @@ def main(
         truth: what AdaIN's pictures are.
         flags: those of every study.
     """
-    studies.start(flags, inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)])
+    studies.start(
+        flags, inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+    )
     studies.check_strength(strength)
     names = paired(content, style)
     pseudo_truth.check(truth, pairs=len(names))

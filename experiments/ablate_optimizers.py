@@ -107,7 +107,9 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)])
+    studies.start(
+        flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+    )
     studies.check_strength(strength)
     factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:

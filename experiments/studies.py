@@ -97,10 +97,11 @@ class Result(NamedTuple):
         return [(x, y) for x, y, failures in zip(*columns, strict=True) if not failures]
 
 
-def start(flags, *, inputs=(), **more) -> None:
+def start(flags, *, inputs=(), folders=("runs",), **more) -> None:
     """Check `flags` and the command's own numbers, which must be above 0, and that the study's folder takes files.
 
-    inputs: files that are read, and names of weights; InputError if the study would write over one.
+    inputs: files that are read, and names of weights; InputError if the study would write over one. folders: those in
+    the study's folder that hold runs.
     """
     for name, value in (flags._asdict() | more).items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -112,7 +113,7 @@ def start(flags, *, inputs=(), **more) -> None:
     for name in ("card.html", "runs/first.json"):
         files.check_writable(flags.output / name)
     named = r"card\.html|results\.(csv|json)|iterations\.csv|sheet\.png"
-    runs = [files.Numbered(flags.output / folder, r".*\.(png|json)") for folder in ("runs", "adain/runs")]
+    runs = [files.Numbered(flags.output / folder, r".*\.(png|json)") for folder in folders]
     files.check_outputs([files.Numbered(flags.output, named), *runs], [*inputs, *bundled_files()])
 
 

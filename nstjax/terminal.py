@@ -63,10 +63,11 @@ MAX_COMMAND = 40_000  # bytes as JSON: less than the 64 kB of a JPEG's EXIF, wit
 def command(arguments: Sequence[str]) -> str:
     """A command line as text for files' metadata: `python`, then the arguments with the names of files alone.
 
-    Folders can tell who and where somebody is. Characters that are no text are escaped, and what is too long for
-    every format is cut.
+    Folders can tell who and where somebody is. Control characters are escaped, bytes that are no text replaced, and
+    what is too long for some format is cut.
     """
-    text = shlex.join(["python", *(printable(_without_folders(argument)) for argument in arguments)])
+    readable = (re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", argument) for argument in arguments)
+    text = shlex.join(["python", *(printable(_without_folders(argument)) for argument in readable)])
     while len(json.dumps(text)) > MAX_COMMAND:
         text = text[: len(text) * 9 // 10] + "…"
     return text

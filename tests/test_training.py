@@ -74,8 +74,8 @@ def here(tmp_path_factory):
         picture(folder / "photos" / f"{i}.png", i)
         picture(folder / "paintings" / f"{i}.png", 10 + i)
     picture(folder / "painting.png", 9)
-    for name in ("loss.png", "sample-00000002.jpg"):
-        picture(folder / "own" / name, 9)
+    picture(folder / "own" / "loss.png", 9)
+    picture(folder / "more" / "sample-00000002.jpg", 9)
     return folder
 
 
@@ -183,7 +183,7 @@ BAD = {
     ),
     "sheets over photographs": (
         "transform",
-        ["--data", "own", "--checkpoint-dir", "own"],
+        ["--data", "more", "--checkpoint-dir", "more"],
         "sample-00000002.jpg: is an input",
     ),
     "output is a device": ("texture", ["--output", "/dev/null"], "/dev/null: is a device"),
