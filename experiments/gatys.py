@@ -194,7 +194,7 @@ def main(
         # A panorama becomes too narrow before it becomes short.
         wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
-    check_pictures(sizes[0], flags)
+    check_pictures(sizes, flags)
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
     margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
     canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
@@ -545,8 +545,9 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def check_pictures(size, flags):
-    """Refuse pictures that cannot be read, or are too small or narrow at the smallest size, before any work."""
+def check_pictures(sizes, flags):
+    """Refuse pictures that cannot be read, are too small or narrow at the smallest size, or would be distorted."""
+    size = sizes[0]
     contents = [images.load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
         images.load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
@@ -559,7 +560,10 @@ def check_pictures(size, flags):
     if flags["init"] not in STARTS:
         images.load(flags["init"], size=contents[0].shape[:2])
         for path in flags["content"]:
-            images.check_aspect(flags["init"], images.shape(path), "--init")
+            h, w = images.shape(path, size=sizes[-1])
+            painted = (h // flags["devices"] * flags["devices"], w)  # an earlier result with as many devices
+            like = painted if images.same_aspect(images.shape(flags["init"]), painted) else images.shape(path)
+            images.check_aspect(flags["init"], like, "--init")
 
 
 def losses_of(recipe, extract, measure, distance):

@@ -110,7 +110,7 @@ def _claim(target, suffix):
     """(name, descriptor) of a new file beside target on which this process holds a lock."""
     slots = [hashlib.sha256(os.fsencode(f"{slot} {target.name}")).hexdigest()[:16] for slot in range(_SLOTS)]
     # A last one for file systems without locks, where nobody knows which of the others are in use.
-    names = [target.with_name(f".{slot}.tmp{suffix}") for slot in (*slots, secrets.token_hex(8))]
+    names = [target.with_name(f".nstjax-{slot}.tmp{suffix}") for slot in (*slots, secrets.token_hex(8))]
     for name in names[:-1]:
         _remove_if_dead(name)
     for name in names:
@@ -151,6 +151,14 @@ def _names(name, descriptor):
     with contextlib.suppress(OSError):
         return os.path.samestat(os.lstat(name), os.fstat(descriptor))
     return False
+
+
+def clean(folder) -> None:
+    """Remove what killed processes left of `temporary` in a folder; what a living process holds stays."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if re.fullmatch(r"\.nstjax-[0-9a-f]{16}\.tmp(\.\w+)?", name):
+                _remove_if_dead(os.path.join(folder, name))
 
 
 def check_regular(path) -> None:
@@ -200,7 +208,8 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
     """Raise InputError if an output would be written over an input or over another output, whatever their names.
 
     The same file can have several names: by links, hard links, mounts, and spellings that a file system does not
-    tell apart. inputs: files, by their names; those that are missing do not count.
+    tell apart. inputs: files, by their names; those that are missing do not count. What killed runs left in the
+    outputs' folders is removed.
     """
     outputs = list(outputs)
     single = [Path(path) for path in outputs if not isinstance(path, Numbered)]
@@ -218,6 +227,8 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
         for each in numbered:
             if folder == _identity(each.folder) and each.matches(path.name):
                 raise refusal(path, f"other outputs in {each.folder} have such names; choose another name")
+    for folder in {Path(os.path.realpath(path)).parent for path in single} | {each.folder for each in numbered}:
+        clean(folder)
     for path in (*single, *(each.folder / "x" for each in numbered)):
         device, inode, rest = _identity(path)
         for parent in PurePath(rest).parents:

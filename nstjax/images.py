@@ -98,13 +98,19 @@ def shape(path, *, size=None) -> tuple[int, int]:
     return round(h * size / max(w, h)), round(w * size / max(w, h))
 
 
-def check_aspect(path, like: tuple[int, int], flag: str) -> None:
-    """Raise InputError if the image in a file would be distorted when it is resized to the shape `like`, (H, W).
+def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether shapes (H, W) agree in their aspect, up to 2 %, or half a pixel of a side, which rounding explains."""
+    (h, w), (height, width) = one, other
+    return abs(h * width - w * height) <= max(0.02 * h * width, max(height, width) / 2, max(h, w) / 2)
 
-    Up to 2 % pass, and half a pixel of either side, which rounding explains. flag: what the image was given as.
+
+def check_aspect(path, like: tuple[int, int], flag: str) -> None:
+    """Raise InputError if the image in a file has not the aspect of the shape `like`, (H, W); see `same_aspect`.
+
+    flag: what the image was given as.
     """
     (h, w), (height, width) = shape(path), like
-    if abs(h * width - w * height) > max(0.02 * h * width, height / 2, width / 2):
+    if not same_aspect((h, w), like):
         why = f"{flag} has {w}x{h} px, another aspect than the {width}x{height} px that it is for"
         raise files.refusal(path, f"{why}; crop it to the same aspect")
 
@@ -266,7 +272,7 @@ def _encode(picture, name, options, metadata):
     if name == "PNG":
         text = PngImagePlugin.PngInfo()
         for key in sorted(metadata):
-            text.add_text(key, metadata[key])
+            text.add_text(key, metadata[key].encode(errors="replace").decode())
         options = options | {"pnginfo": text}
     elif metadata and name != "BMP":
         exif = Image.Exif()

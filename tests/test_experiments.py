@@ -110,12 +110,12 @@ def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_no_arguments_cost_the_picture(run, tmp_path, monkeypatch, suffix):
     strange = os.fsdecode(b"caf\xe9\x1b[31m\n") + 9 * "\U0001f600"
     photo = picture(tmp_path / "photo.png", 3).rename(tmp_path / f"{strange}.png")
     monkeypatch.setattr(terminal, "MAX_COMMAND", 300)
-    path = run("--content", photo, f"--init={photo}", output=f"{strange}.{suffix}", steps=1)
+    path = run("--content", photo, f"--init={photo}", output=f"o{strange}.{suffix}", steps=1)
     command = images.metadata(path)["Command"]
     assert command.isprintable() and "caf\ufffd" in command and str(tmp_path) not in command
 
@@ -367,6 +367,10 @@ BAD = {
     "device as output": lambda d: (["--output", linked(d / "null.png", Path("/dev/null"))], "null.png: is a device"),
     "pipe as output": lambda d: (["--output", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
     "long output": lambda d: (["--output", d / f"{252 * 'a'}.png"], "too long"),
+    "long names in a grid": lambda d: (
+        ["--grid", "--content", *(picture(d / f"{250 * c}.png", 1) for c in "ab")],
+        "too long",
+    ),
     "long curve": lambda d: (["--curve", d / f"{252 * 'a'}.csv"], "too long"),
     "pipe as content": lambda d: (["--content", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
     "pipe as style": lambda d: (["--style", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),

@@ -140,6 +140,18 @@ def test_the_next_run_removes_what_a_killed_one_left(tmp_path, action):
     assert note.read_bytes() == b"mine"
 
 
+def test_checking_outputs_removes_what_is_dead_in_their_folders_and_nothing_else(tmp_path):
+    with writer(tmp_path / "00002.jpg", "os.kill(os.getpid(), signal.SIGKILL)") as process:
+        process.communicate()
+    (dead,) = tmp_path.iterdir()
+    others = [tmp_path / name for name in (".0123456789abcdef.tmp", ".nstjax-note.tmp", "a.tmp")]
+    for path in others:
+        path.write_bytes(b"mine")
+    with files.temporary(tmp_path / "b.jpg") as living:
+        files.check_outputs([files.Numbered(tmp_path, r"\d{5}\.jpg")], [])
+        assert {*tmp_path.iterdir()} == {*others, living} and dead not in others
+
+
 def test_what_a_living_process_writes_is_left_alone(tmp_path):
     path = tmp_path / "a.txt"
     with writer(path, "sys.stdin.read()") as process:
