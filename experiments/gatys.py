@@ -283,7 +283,8 @@ def main(
 
         def start(contents):
             pictures = contents if len(chunk) > 1 else [contents]
-            firsts = [first_picture(job, picture, init=init) for job, picture in zip(chunk, pictures, strict=True)]
+            begin = partial(first_picture, init=init, margin=margins[0])
+            firsts = [begin(job, picture) for job, picture in zip(chunk, pictures, strict=True)]
             return np.stack(firsts) if len(chunk) > 1 else firsts[0]
 
         paint = partial(pyramid.run, together if len(chunk) > 1 else solver, prepared, start, place=place)
@@ -630,15 +631,16 @@ RECOLOR: dict[str, Callable] = {
 }
 
 
-def first_picture(job, content, *, init):
-    """The picture [H, W, 3] to start from."""
+def first_picture(job, content, *, init, margin):
+    """The picture [H, W, 3] to start from, like `content`, which has a margin."""
+    inside = (content.shape[0] - 2 * margin, content.shape[1] - 2 * margin)
     starts = {
         "content": lambda: content,
         "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(job.seed), content.shape)),
         "gray": lambda: np.full_like(content, 0.5),
-        "style": lambda: middle(job.style[0], content.shape[:2]),
+        "style": lambda: pyramid.continued(middle(job.style[0], inside), margin),
     }
-    return starts.get(init, lambda: images.load(init, size=content.shape[:2]))()
+    return starts.get(init, lambda: pyramid.continued(images.load(init, size=inside), margin))()
 
 
 def middle(path, shape):

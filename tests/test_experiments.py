@@ -203,6 +203,16 @@ def test_a_style_to_start_from_is_cropped_not_stretched(run, tmp_path):
     assert np.abs(images.load(path) - whole[27:69]).mean() < 0.02
 
 
+@pytest.mark.parametrize("init", ["style", "file"])
+def test_a_start_lies_inside_the_margin_of_a_wider_canvas(gatys, tmp_path, init):
+    path = picture(tmp_path / "start.png", 3)
+    job = gatys.Job(path, (path,), 1.0, 0)
+    content = np.zeros((56 + 20, 64 + 20, 3), np.float32)
+    first = gatys.first_picture(job, content, init=path if init == "file" else init, margin=10)
+    assert first.shape == content.shape
+    np.testing.assert_array_equal(first[10:-10, 10:-10], images.load(path))
+
+
 def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
     # Without averaging, whose result is not the picture of the last loss.
     flags = ["--preset", "gatys", "--scales", "1"]
