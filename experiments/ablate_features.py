@@ -9,10 +9,10 @@ and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had
 on where it was.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 from functools import cache, partial
 from pathlib import Path
@@ -25,7 +25,7 @@ import studies
 import tyro
 from studies import listed, percent
 
-from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers
+from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 

@@ -6,10 +6,10 @@
 Stopped, it goes on where it was.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import math
 from functools import partial
@@ -24,7 +24,7 @@ import studies
 import tyro
 from studies import short
 
-from nstjax import cards, files, images, metrics, objectives, plots, solvers
+from nstjax import cards, files, images, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 

@@ -6,10 +6,10 @@
 Stopped, it goes on where it was.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import functools
 import itertools
@@ -25,7 +25,7 @@ import studies
 import tyro
 from studies import short
 
-from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers
+from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
 from nstjax.features import vgg
 
 STYLE_LAYERS = features.EXTRACTORS["vgg19"].style

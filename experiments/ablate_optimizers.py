@@ -7,10 +7,10 @@ The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluatio
 about half an hour on two CPU cores; stopped, it goes on where it was.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ import studies
 import tyro
 from studies import listed, percent
 
-from nstjax import cards, features, images, losses, memory, objectives, plots, solvers
+from nstjax import cards, features, images, losses, memory, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 

@@ -6,10 +6,10 @@
 The first paints the bundled photograph in the bundled style at 512 px, in one to three minutes on two CPU cores.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import importlib.metadata
 import itertools
@@ -30,7 +30,7 @@ import tyro
 from tqdm import tqdm
 
 import nstjax
-from nstjax import color, features, files, images, losses, memory, objectives, plots, pyramid, solvers, stream
+from nstjax import color, features, files, images, losses, memory, objectives, plots, pyramid, solvers, stream, terminal
 from nstjax.errors import InputError, printable
 from nstjax.features import vgg
 from nstjax.weights import bundled_files

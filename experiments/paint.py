@@ -8,10 +8,10 @@ A region is its mask, its stream function, its light 0..1, and the names of its 
 A stroke is its path [n, 2], its width, its pigments, its light 0..1, and how thick the paint is.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import argparse
 import io
@@ -20,7 +20,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from nstjax import files
+from nstjax import files, terminal
 from nstjax.errors import InputError
 
 PIGMENTS = dict(

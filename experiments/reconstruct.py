@@ -7,10 +7,10 @@ The tables of Augustins 2017 and the figure of Gatys 2015 (arXiv 1508.06576, fig
 gradient descent, and by L-BFGS. The first takes about an hour on two CPU cores; stopped, it goes on where it was.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import math
 from functools import partial
@@ -24,7 +24,7 @@ import studies
 import tyro
 from studies import listed, percent
 
-from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers
+from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
 

@@ -10,10 +10,10 @@ The nets come from experiments/train_*.py. Every shape of pictures compiles the 
 one would change what instance norm sees; compiled programs are kept for the next time.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import contextlib
 import glob
@@ -33,7 +33,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, data, export, features, files, images, memory, nets, styles, video
+from nstjax import color, data, export, features, files, images, memory, nets, styles, terminal, video
 from nstjax.errors import InputError, printable
 from nstjax.nets import adain, texture, tiled
 from nstjax.weights import bundled_files

@@ -6,10 +6,10 @@ Every step pairs photographs with paintings of a folder. The encoder is the bund
 result with experiments/stylize.py and any painting.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ import optax
 import training
 import tyro
 
-from nstjax import features, nets
+from nstjax import features, nets, terminal
 from nstjax.features import vgg
 from nstjax.nets import adain
 

@@ -7,10 +7,10 @@ The first learns the painting's texture, for which no photographs are needed; it
 second stylises photographs. Both take the paper's 2,000 steps. Use the result with experiments/stylize.py.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import itertools
 from functools import partial
@@ -23,7 +23,7 @@ import optax
 import training
 import tyro
 
-from nstjax import features, images, losses, nets, train
+from nstjax import features, images, losses, nets, terminal, train
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import texture as textures

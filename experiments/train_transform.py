@@ -7,10 +7,10 @@ The first prepares COCO 2017 once (pip install "nstjax[prepare]") and trains tod
 of four pictures, on all devices there are. Use the result with experiments/stylize.py.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import optax
 import training
 import tyro
 
-from nstjax import features, images, losses, nets, train
+from nstjax import features, images, losses, nets, terminal, train
 from nstjax.features import vgg
 
 # Johnson's layers. His paper sums over the entries of the Gram matrices; his code, as here, takes their mean.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from nstjax.errors import InputError, printable
+from nstjax.interrupts import SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which a caller may have swallowed
 
 # glibc's names of what `mallopt` sets.
@@ -84,33 +84,6 @@ def check_seed(seed: int, flag: str = "--seed") -> None:
     """Raise InputError for a seed that is not from 0 to 2^32 - 1: jax's and numpy's generators take no others."""
     if not 0 <= seed < 2**32:
         raise InputError(f"{flag} {seed}: give a number from 0 to {2**32 - 1}")
-
-
-def handle_signals() -> None:
-    """From here to its end, let SIGINT (Ctrl-C) and SIGTERM end this program with status 130 or 143, no traceback.
-
-    For programs to call before they import what takes seconds. Inside `refusals` and `stop_signals`, where there is
-    something to save or to tidy up, those decide.
-    """
-
-    def end(number, frame):
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-        os._exit(128 + number)  # an exception could get lost, or print a traceback while the interpreter shuts down
-
-    def excepthook(kind, error, traceback):
-        if issubclass(kind, KeyboardInterrupt):
-            end(signal.SIGINT, None)
-        sys.__excepthook__(kind, error, traceback)
-
-    def unraisablehook(unraisable):
-        # A KeyboardInterrupt can hit where nobody can catch it, as in a destructor; `refusals` knows of it anyway.
-        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-            sys.__unraisablehook__(unraisable)
-
-    sys.excepthook, sys.unraisablehook = excepthook, unraisablehook
-    for number in SIGNALS:
-        signal.signal(number, end)
 
 
 @contextlib.contextmanager

@@ -91,8 +91,9 @@ def test_a_name_makes_one_printable_line():
 
 PROGRAM = """
 import os, signal, sys, time
+from nstjax import interrupts
+interrupts.end_quietly()
 from nstjax import terminal
-terminal.handle_signals()
 class Leaf:
     def __del__(self):
         os.kill(os.getpid(), signal.SIGINT)
@@ -115,8 +116,12 @@ def process(body="pass", after=""):
         ("pass", "print('imported', flush=True); time.sleep(60)"),
         ("print('works', flush=True); time.sleep(60)", ""),
         ("pass", "import atexit; atexit.register(lambda: (print('ends', flush=True), time.sleep(60)))"),
+        (
+            "pass",
+            "import threading; threading.Thread(target=lambda: (print('ends', flush=True), time.sleep(60))).start()",
+        ),
     ],
-    ids=["outside", "inside", "at the end"],
+    ids=["outside", "inside", "at the end", "at the end of threads"],
 )
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_program_without_a_traceback(body, after, sent, code):
@@ -131,6 +136,15 @@ def test_an_interrupt_in_a_destructor_is_not_lost_nor_shown():
     with process("Leaf(); time.sleep(0)") as program:
         _, said = program.communicate(timeout=60)
     assert program.returncode == 130 and said == "program: stopped; what was not finished is not saved\n"
+
+
+def test_a_signal_while_the_interpreter_shuts_down_leaves_the_status(tmp_path):
+    """The last objects, such as jax's clients, can take seconds to go."""
+    after = "class Last:\n    def __del__(self, os=os, time=time, number=signal.SIGINT, interrupts=interrupts):\n"
+    after += "        os.kill(os.getpid(), number)\n        time.sleep(0.1)\nsys.last = Last()\nsys.exit(7)"
+    with process(after=after) as program:
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 7 and said == ""
 
 
 @pytest.mark.parametrize("name", ["gatys", "stylize", "train_transform", "reconstruct", "ablate_losses"])

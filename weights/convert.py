@@ -7,10 +7,10 @@ vgg19.safetensors, squeezenet11.safetensors, lpips.safetensors and manifest.json
 to convert from; nstjax does not depend on them.
 """
 
-from nstjax import terminal
+from nstjax import interrupts
 
 if __name__ == "__main__":
-    terminal.handle_signals()  # before jax is imported, which takes seconds
+    interrupts.end_quietly()  # before the imports that take seconds
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ import numpy as np
 import tyro
 from safetensors.numpy import save
 
-from nstjax import files, torchfile, weights
+from nstjax import files, terminal, torchfile, weights
 from nstjax.features import squeezenet
 
 HERE = Path(__file__).parent
