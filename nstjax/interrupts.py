@@ -16,15 +16,24 @@ def end_quietly() -> None:
     """
     sys.excepthook, sys.unraisablehook = _excepthook, _unraisablehook
     for number in SIGNALS:
-        signal.signal(number, _end)
+        signal.signal(number, lambda number, frame: _end(128 + number))
     atexit.register(_ignore)  # the first to be registered is the last to run
 
 
-def _end(number, frame):
+def leave(status: int) -> None:
+    """End with a status after an interrupt: by `sys.exit`, but a program that called `end_quietly` ends at once."""
+    if sys.excepthook is _excepthook:
+        _end(status)
+    sys.exit(status)
+
+
+def _end(status):
+    """End without tearing anything down: an exception could get lost, and what was interrupted could crash."""
     try:
         sys.stdout.flush()
+        sys.stderr.flush()
     finally:
-        os._exit(128 + number)  # an exception could get lost, or print a traceback
+        os._exit(status)
 
 
 def _ignore():
@@ -35,7 +44,7 @@ def _ignore():
 
 def _excepthook(kind, error, traceback):
     if issubclass(kind, KeyboardInterrupt):
-        _end(signal.SIGINT, None)
+        _end(128 + signal.SIGINT)
     sys.__excepthook__(kind, error, traceback)
 
 

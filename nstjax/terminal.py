@@ -12,8 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import PurePath
 
+from nstjax import interrupts
 from nstjax.errors import InputError, printable
-from nstjax.interrupts import SIGNALS
 
 _interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which a caller may have swallowed
 
@@ -97,22 +97,23 @@ def refusals(program):
         if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to fail
             stream.reconfigure(errors="backslashreplace")
     _interrupts.clear()
-    line = None
+    refused = None
     try:
         with _handling(_interrupt):
             yield
     except InputError as error:
-        line, status = str(error), 2
+        refused = error
     except BaseException as error:  # such as jax's own for a KeyboardInterrupt in what it calls
         if isinstance(error, KeyboardInterrupt) and not _interrupts:
             _interrupts.append(signal.SIGINT)
         if not _interrupts:
             raise
     if _interrupts:
-        line, status = "stopped; what was not finished is not saved", 128 + _interrupts[-1]
-    if line is not None:
-        print(f"{program}: {line}", file=sys.stderr)
-        sys.exit(status)
+        print(f"{program}: stopped; what was not finished is not saved", file=sys.stderr)
+        interrupts.leave(128 + _interrupts[-1])
+    if refused is not None:
+        print(f"{program}: {refused}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextlib.contextmanager
@@ -143,7 +144,7 @@ def _handling(handler):
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, handler) for number in SIGNALS}
+    before = {number: signal.signal(number, handler) for number in interrupts.SIGNALS}
     try:
         yield
     finally:

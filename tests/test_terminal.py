@@ -138,6 +138,14 @@ def test_an_interrupt_in_a_destructor_is_not_lost_nor_shown():
     assert program.returncode == 130 and said == "program: stopped; what was not finished is not saved\n"
 
 
+def test_what_was_interrupted_is_not_torn_down():
+    """It could crash, as compilers do that are in the middle of something."""
+    crash = "import atexit, ctypes; atexit.register(ctypes.string_at, 0); os.kill(os.getpid(), signal.SIGINT)"
+    with process(crash) as program:
+        _, said = program.communicate(timeout=60)
+    assert program.returncode == 130 and said == "program: stopped; what was not finished is not saved\n"
+
+
 def test_a_signal_while_the_interpreter_shuts_down_leaves_the_status(tmp_path):
     """The last objects, such as jax's clients, can take seconds to go."""
     after = "class Last:\n    def __del__(self, os=os, time=time, number=signal.SIGINT, interrupts=interrupts):\n"
