@@ -30,7 +30,7 @@ class Flags(NamedTuple):
     """AdaIN's decoder, a file that train_adain.py wrote, whose pictures are compared with; by default they are those
     that minimise AdaIN's loss."""
     reference: tuple[Path, ...] = ()
-    """or the pictures themselves, one for each pair, by whatever program; of the photograph's aspect."""
+    """or the pictures themselves, one for each pair, by whatever program; stretched to the photograph's shape."""
 
 
 DEFAULTS = Flags()
@@ -73,8 +73,6 @@ def made(flags, given, pairs) -> dict[str, Reference]:
     """
     if given.reference:
         sources = dict(zip(pairs, given.reference, strict=True))
-        for name, path in sources.items():
-            images.check_aspect(path, pairs[name][0].shape[:2], "--reference")
         at = {name: images.load(sources[name], size=pair[0].shape[:2]) for name, pair in pairs.items()}
         return {name: Reference(picture, {"reference": studies.source(sources[name])}) for name, picture in at.items()}
     params = features.load("vgg19", layers=adain.LAYERS)

@@ -69,7 +69,7 @@ def write_csv(path, rows: Sequence[Mapping], *, columns: Iterable[str] | None = 
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow([_cell(name) for name in columns])
-    table.writerows([_cell(row[name]) for name in columns] for row in rows)
+    table.writerows([_cell(row.get(name)) for name in columns] for row in rows)
     write(path, text.getvalue().encode())
 
 
