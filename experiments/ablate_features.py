@@ -9,6 +9,11 @@ and ViT-B/16 are downloaded (480 MB; not with --quick); where they cannot be had
 on where it was.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 from functools import cache, partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -104,11 +109,16 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags, temperature=temperature)
+    given = sources(weights)
+    studies.start(
+        flags,
+        inputs=[content, style, *given.values(), *pseudo_truth.inputs(truth)],
+        folders=pseudo_truth.folders(truth),
+        temperature=temperature,
+    )
     studies.check_strength(strength)
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
     pseudo_truth.check(truth)
-    given = sources(weights)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=32)

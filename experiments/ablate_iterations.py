@@ -6,8 +6,11 @@
 Stopped, it goes on where it was.
 """
 
-import csv
-import io
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import math
 from functools import partial
 from pathlib import Path
@@ -58,7 +61,9 @@ def main(
         truth: what AdaIN's pictures are.
         flags: those of every study.
     """
-    studies.start(flags)
+    studies.start(
+        flags, inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+    )
     studies.check_strength(strength)
     names = paired(content, style)
     pseudo_truth.check(truth, pairs=len(names))
@@ -225,11 +230,7 @@ def report(flags, results, pairs, truth, *, calibrated):
     headings = {"pair": "Pair", "step": "Iterations"} | ablate_losses.FIGURES | pseudo_truth.FIGURES
     blocks.append(cards.section("Every step", cards.table(rows, columns=headings, caption="Every picture looked at.")))
     blocks.append(cards.section("How to read the figures", *explained(calibrated)))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write(flags.output / "iterations.csv", text.getvalue().encode())
+    files.write_csv(flags.output / "iterations.csv", rows)
     studies.write(
         flags,
         results,

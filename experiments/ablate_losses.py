@@ -6,6 +6,11 @@
 Stopped, it goes on where it was.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import functools
 import itertools
 from functools import partial
@@ -159,7 +164,9 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags)
+    studies.start(
+        flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+    )
     pseudo_truth.check(truth)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (20 if flags.quick else 150)
     chosen = tuple(name for name in HEADINGS if name in groups)

@@ -7,6 +7,11 @@ The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluatio
 about half an hour on two CPU cores; stopped, it goes on where it was.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import math
 from collections.abc import Callable
 from functools import cache, partial
@@ -102,7 +107,9 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(flags)
+    studies.start(
+        flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+    )
     studies.check_strength(strength)
     factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:

@@ -6,18 +6,20 @@
 The first paints the bundled photograph in the bundled style at 512 px, in one to three minutes on two CPU cores.
 """
 
-import csv
-import io
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
+import importlib.metadata
 import itertools
 import json
 import math
 import os
 import platform
-import shlex
 import sys
 from collections.abc import Callable
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -29,11 +31,16 @@ from tqdm import tqdm
 
 import nstjax
 from nstjax import color, features, files, images, losses, memory, objectives, plots, pyramid, solvers, stream, terminal
-from nstjax.errors import InputError
+from nstjax.errors import InputError, printable
 from nstjax.features import vgg
+from nstjax.weights import bundled_files
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 MINIMUM = 32  # pixels: the short side at which relu5_1 still has 2 x 2 positions
+FRAMES_EVERY = 5
+STARTS = ("content", "noise", "gray", "style")
+SOURCES = ("bundled", "keras", "torchvision", "random")
+MARK = {"Software": "nstjax"}  # metadata by which files that a run may replace are known
 
 
 class Recipe(NamedTuple):
@@ -108,16 +115,17 @@ def main(
     style_layer_weights: tuple[float, ...] | None = None,
     distance: Literal["mse", "charbonnier"] = "mse",
     init: str = "content",
-    seed: tuple[int, ...] = (0,),
+    seed: tuple[int, ...] = (),
     style_blend: tuple[float, ...] = (),
     style_scale: float = 1.0,
     style_mask: tuple[Path, ...] = (),
     content_mask: tuple[Path, ...] = (),
     preserve_color: Literal["none", "luminance", "covariance", "histogram"] = "none",
     frames: Path | None = None,
-    frames_every: int = 5,
+    frames_every: int | None = None,
     curve: Path | None = None,
     grid: bool = False,
+    metadata: bool = True,
     memory_limit: float | None = None,
     devices: int = 1,
     precision: Literal["highest", "tf32", "bf16"] | None = None,
@@ -127,7 +135,7 @@ def main(
     Args:
         content: the photograph (with --grid several).
         style: one painting or several, which are blended, or painted each into its --content-mask.
-        output: the picture to write: .png (holds the command that made it), .jpg, .webp, .tif or .bmp.
+        output: the picture to write: .png, .jpg, .webp, .tif or .bmp.
         preset: fast (Wasserstein pyramid, two minutes), quality (more sizes, five times the steps), gatys (the recipe
             of his notebook).
         size: long side of the picture in pixels.
@@ -150,19 +158,21 @@ def main(
         style_layers: the network's layers that carry the style.
         style_layer_weights: a number for each of the style layers.
         distance: of activations and Gram matrices.
-        init: the picture to start from: content, noise, gray, style, or a picture's path (a result, to go on from
-            there).
-        seed: of the noise (with --grid several).
+        init: the picture to start from: content, noise, gray, style (its middle, in the photograph's aspect), or a
+            picture's path (a result, to go on from there).
+        seed: of --init noise, 0 by default (with --grid several).
         style_blend: a number for each style, their shares.
         style_scale: size of the styles' strokes: the styles' long side is this many times --size.
-        style_mask: for each style a picture, white where the style is to be learned from.
-        content_mask: for each style a picture, white where it is to be painted.
+        style_mask: for each style a picture of its aspect, white where the style is to be learned from.
+        content_mask: for each style a picture of the photograph's aspect, white where it is to be painted.
         preserve_color: keep the photograph's colours (Gatys 2016): paint luminance only, or recolour the styles before.
-        frames: a folder to write the picture into every --frames-every steps.
-        frames_every: steps between two frames.
+        frames: a folder to write the picture into every --frames-every steps, as 00001.jpg and so on.
+        frames_every: steps between two frames, 5 by default.
         curve: a .csv file for every loss term at every evaluation; a plot is written beside it.
         grid: paint every combination of the --content, --style, --seed and --style-weight given: --output is then a
             sheet of them all, with the pictures beside it.
+        metadata: keep in the picture the command that made it, with the names of files but not of folders, and the
+            versions of what ran it (not in a .bmp).
         memory_limit: gigabytes to use; by default 0.7 of what is free. Large pictures are computed in strips.
         devices: split the picture's rows over so many devices.
         precision: of products on GPU and TPU; by default the device's own.
@@ -174,6 +184,9 @@ def main(
         recipe = recipe._replace(style_layer_weights=(1.0,) * len(style_layers))
     check(recipe, flags)
     jobs = jobs_of(recipe, flags)
+    labels = labels_of(jobs)
+    paths = paths_of(output, labels) if grid else {jobs[0]: output}
+    check_files(flags, paths.values())
     use_devices(devices, precision)
 
     sizes = pyramid.sizes(recipe.size, scales=recipe.scales, smallest=recipe.smallest, ratio=recipe.ratio)
@@ -181,7 +194,7 @@ def main(
         # A panorama becomes too narrow before it becomes short.
         wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
-    check_pictures(sizes[0], flags)
+    check_pictures(sizes, flags)
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
     margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
     canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
@@ -270,7 +283,8 @@ def main(
 
         def start(contents):
             pictures = contents if len(chunk) > 1 else [contents]
-            firsts = [first_picture(job, picture, init=init) for job, picture in zip(chunk, pictures, strict=True)]
+            begin = partial(first_picture, init=init, margin=margins[0])
+            firsts = [begin(job, picture) for job, picture in zip(chunk, pictures, strict=True)]
             return np.stack(firsts) if len(chunk) > 1 else firsts[0]
 
         paint = partial(pyramid.run, together if len(chunk) > 1 else solver, prepared, start, place=place)
@@ -281,39 +295,45 @@ def main(
             bar.set_description(f"{side} px, step {step} of {total}, loss {np.mean(terms['loss']):.4g}", refresh=False)
             bar.set_postfix_str(f"{rate(rows):.2f} steps/s", refresh=False)
             bar.update(min(cost[side], work - bar.n))
-            if frames and (step - 1) % frames_every == 0:
+            if frames and (step - 1) % (frames_every or FRAMES_EVERY) == 0:
                 shape = images.shape(chunk[0].content, size=recipe.size)
-                images.save(frames / f"{step:05d}.jpg", images.resize(finished(chunk[0], done[chunk[0]]), shape))
+                frame = images.resize(finished(chunk[0], done[chunk[0]]), shape)
+                images.save(frames / f"{step:05d}.jpg", frame, metadata=MARK)
             if stopped():
                 return
 
-    with terminal.stop_signals() as stopped, bar:
-        try:
-            for chunk in chunks:
-                painting(chunk)
-                if stopped():
-                    ending = f"stopped by {stopped()} at step {len(rows)} of {total}: "
-                    break
-                if grid:
-                    save_each(output, {job: finished(job, done[job]) for job in chunk}, jobs)
-        except FloatingPointError as error:
-            ending = f"stopped at step {len(rows)} of {total}, {error} (try another --optimizer or --learning-rate): "
+    def save(some):
+        for job in some:
+            images.save(paths[job], finished(job, done[job]), metadata=None if grid else about)
 
-    if not done:
-        raise InputError(f"{ending}there is no picture to save")
-    pictures = {job: finished(job, picture) for job, picture in done.items()}
-    if grid:
-        save_each(output, pictures, jobs)
-        images.save(output, sheet(pictures, jobs), metadata=recipe_of_picture())
-    else:
-        images.save(output, pictures[jobs[0]], metadata=recipe_of_picture())
-    if curve:
-        write_curve(curve, rows)
-    h, w, _ = pictures[next(iter(pictures))].shape
-    what = f"{output} and {len(pictures)} pictures beside it" if grid else str(output)
+    about = recipe_of_picture() if metadata else None
+    # Open until all is saved, so that a signal cannot lose what was painted; a second one can.
+    with terminal.stop_signals() as stopped:
+        with bar:
+            try:
+                for chunk in chunks:
+                    painting(chunk)
+                    if stopped():
+                        ending = f"stopped by {stopped()} at step {len(rows)} of {total}: "
+                        break
+                    if grid:
+                        save(dict.fromkeys(chunk))
+            except FloatingPointError as error:
+                advice = "try another --optimizer or --learning-rate"
+                ending = f"stopped at step {len(rows)} of {total}, {error} ({advice}): "
+        if not done:
+            raise InputError(f"{ending}there is no picture to save")
+        save(done)
+        if grid:
+            shown = {job: finished(job, picture) for job, picture in done.items()}
+            images.save(output, sheet(shown, labels), metadata=about)
+        if curve:
+            write_curve(curve, rows)
+    h, w, _ = next(iter(done.values())).shape
+    what = f"{printable(output)} and {len(done)} pictures beside it" if grid else printable(output)
     loss = np.mean(rows[-1]["loss"])
     print(f"{ending}saved {what}, {w} x {h} px, loss {loss:.4g}, {rows[-1]['seconds']:.0f} s")
-    if ending:
+    if ending or stopped():
         sys.exit({"SIGINT": 130, "SIGTERM": 143}.get(stopped() or "", 1))
 
 
@@ -325,22 +345,38 @@ class Job(NamedTuple):
     style_weight: float
     seed: int
 
-    def name(self, jobs):
-        """What sets it apart from the others."""
-        parts = {
-            self.content.stem: len({job.content for job in jobs}) > 1,
-            "+".join(path.stem for path in self.style): len({job.style for job in jobs}) > 1,
-            f"weight {self.style_weight:g}": len({job.style_weight for job in jobs}) > 1,
-            f"seed {self.seed}": len({job.seed for job in jobs}) > 1,
-        }
-        return ", ".join(part for part, differs in parts.items() if differs) or self.content.stem
-
 
 def jobs_of(recipe, flags):
     """The pictures to paint: one, or with --grid every combination of its lists."""
     style_weights = flags["style_weight"] or (recipe.style_weight,)
     styles = [(path,) for path in flags["style"]] if flags["grid"] else [flags["style"]]
-    return [Job(*each) for each in itertools.product(flags["content"], styles, style_weights, flags["seed"])]
+    every = itertools.product(flags["content"], styles, style_weights, flags["seed"] or (0,))
+    return list(dict.fromkeys(Job(*each) for each in every))
+
+
+def labels_of(jobs):
+    """{job: what sets it apart from the others}, all different."""
+    contents, styles, weights, seeds = (list(dict.fromkeys(values)) for values in zip(*jobs, strict=True))
+    titles = (
+        files.distinct([path.stem for path in contents]),
+        files.distinct(["+".join(path.stem for path in paths) for paths in styles]),
+        [f"weight {weight:g}" if float(f"{weight:g}") == weight else f"weight {weight!r}" for weight in weights],
+        [f"seed {seed}" for seed in seeds],
+    )
+    every = list(zip((contents, styles, weights, seeds), titles, strict=True))
+
+    def label(job):
+        parts = [title[values.index(value)] for (values, title), value in zip(every, job, strict=True) if values[1:]]
+        return ", ".join(parts) or job.content.stem
+
+    return {job: label(job) for job in jobs}
+
+
+def paths_of(output, labels):
+    """{job: the path of its picture in a grid}, beside the sheet and all different."""
+    names = files.distinct([label.replace(", ", "-").replace(" ", "") for label in labels.values()])
+    paths = [output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names]
+    return dict(zip(labels, paths, strict=True))
 
 
 def chunks_of(jobs, size, *, limit):
@@ -360,18 +396,11 @@ def chunks_of(jobs, size, *, limit):
     return chunks
 
 
-def save_each(sheet_path, pictures, jobs):
-    """Every picture of a grid under its own name beside the sheet."""
-    for job, picture in pictures.items():
-        name = job.name(jobs).replace(", ", "-").replace(" ", "")
-        images.save(sheet_path.with_name(f"{sheet_path.stem}-{name}{sheet_path.suffix}"), picture)
-
-
-def sheet(pictures, jobs):
+def sheet(pictures, labels):
     """A contact sheet: a row for each content, labelled."""
-    contents = list(dict.fromkeys(job.content for job in jobs))
-    rows = [[job for job in jobs if job.content == content] for content in contents]
-    cells = [[(pictures.get(job), job.name(jobs)) for job in row] for row in rows]
+    contents = list(dict.fromkeys(job.content for job in labels))
+    rows = [[job for job in labels if job.content == content] for content in contents]
+    cells = [[(pictures.get(job), printable(labels[job])) for job in row] for row in rows]
     return plots.contact_sheet(cells)
 
 
@@ -385,7 +414,52 @@ def use_devices(devices, precision):
 
 
 def check(recipe, flags):
-    """Refuse flags that make no sense or contradict each other, and files that cannot be written, before any work."""
+    """Refuse flags that make no sense, contradict each other or would change nothing, before any work."""
+    check_numbers(flags)
+    for name in ("style_blend", "content_mask", "style_mask"):
+        if len(flags[name]) not in (0, len(flags["style"])):
+            raise InputError(f"{flag(name)}: give one for each of the {len(flags['style'])} styles, or none")
+    layers = features.EXTRACTORS[flags["network"]].layers
+    for names in (recipe.content_layers, recipe.style_layers):
+        for name in names:
+            if name not in layers:
+                raise InputError(f"no layer {name!r} in {flags['network']}; it has {', '.join(layers)}")
+            if names.count(name) > 1:
+                raise InputError(f"layer {name!r} is given twice; --style-layer-weights makes a style layer count more")
+    several = [name for name in ("content", "seed", "style_weight") if len(flags[name]) > 1]
+    one_picture = [name for name in ("frames", "curve", "style_blend", "content_mask", "style_mask") if flags[name]]
+    smallest = recipe.size / recipe.ratio ** ((recipe.scales or 1) - 1)
+    weights = flags["content_weight"], flags["style_weight"] or None
+    no_content, no_style = weightless(recipe, flags)
+    problems = {
+        f"{', '.join(map(flag, several))}: several are given; --grid paints every combination": several
+        and not flags["grid"],
+        f"{', '.join(map(flag, one_picture))}: not with --grid, which paints many pictures": one_picture
+        and flags["grid"],
+        f"--size {recipe.size}: at least {MINIMUM} pixels are needed": recipe.size < MINIMUM,
+        f"--scales {recipe.scales}: the smallest would be under {MINIMUM} pixels; give fewer": smallest < MINIMUM,
+        "--strength: give a number from 0 to 1": not 0 <= (flags["strength"] or 0) <= 1,
+        "--strength sets --content-weight and --style-weight; give either it or them": flags["strength"] is not None
+        and weights != (None, None),
+        "--content-weight and --style-weight are both 0: there is nothing to paint": no_content and no_style,
+        f"--style-layer-weights: give one for each of the {len(recipe.style_layers)} style layers": len(
+            recipe.style_layers
+        )
+        != len(recipe.style_layer_weights),
+        "--style-layer-weights: all are 0; for no style at all give --style-weight 0": not any(
+            recipe.style_layer_weights
+        ),
+        "--style-blend: the shares are all 0": flags["style_blend"] and sum(flags["style_blend"]) == 0,
+        "--curve: give a name that ends in .csv": flags["curve"] and flags["curve"].suffix != ".csv",
+    }
+    for problem, found in problems.items():
+        if found:
+            raise InputError(problem)
+    check_use(recipe, flags)
+
+
+def check_numbers(flags):
+    """Refuse numbers out of range."""
     for name in ("size", "steps", "scales", "learning_rate", "style_scale", "frames_every", "memory_limit", "devices"):
         if flags[name] is not None and not 0 < flags[name] < math.inf:
             raise InputError(f"{flag(name)} {flags[name]}: give a number above 0")
@@ -399,45 +473,72 @@ def check(recipe, flags):
     ):
         if not all(0 <= value < math.inf for value in np.ravel(flags[name] if flags[name] is not None else 0)):
             raise InputError(f"{flag(name)} {flags[name]}: give numbers that are not negative")
-    for name in ("style_blend", "content_mask", "style_mask"):
-        if len(flags[name]) not in (0, len(flags["style"])):
-            raise InputError(f"{flag(name)}: give one for each of the {len(flags['style'])} styles, or none")
-    layers = features.EXTRACTORS[flags["network"]].layers
-    for name in recipe.content_layers + recipe.style_layers:
-        if name not in layers:
-            raise InputError(f"no layer {name!r} in {flags['network']}; it has {', '.join(layers)}")
-    several = [name for name in ("content", "seed", "style_weight") if len(flags[name]) > 1]
-    one_picture = [name for name in ("frames", "curve", "style_blend", "content_mask", "style_mask") if flags[name]]
-    smallest = recipe.size / recipe.ratio ** ((recipe.scales or 1) - 1)
-    weights = flags["content_weight"], flags["style_weight"] or None
-    problems = {
-        f"{', '.join(map(flag, several))}: several are given; --grid paints every combination": several
-        and not flags["grid"],
-        f"{', '.join(map(flag, one_picture))}: not with --grid, which paints many pictures": one_picture
-        and flags["grid"],
-        f"--size {recipe.size}: at least {MINIMUM} pixels are needed": recipe.size < MINIMUM,
-        f"--scales {recipe.scales}: the smallest would be under {MINIMUM} pixels; give fewer": smallest < MINIMUM,
-        "--strength: give a number from 0 to 1": not 0 <= (flags["strength"] or 0) <= 1,
-        "--strength sets --content-weight and --style-weight; give either it or them": flags["strength"] is not None
-        and weights != (None, None),
-        "--content-weight and --style-weight are both 0: there is nothing to paint": recipe.content_weight == 0
-        and not any(flags["style_weight"] or (recipe.style_weight,)),
-        f"--style-layer-weights: give one for each of the {len(recipe.style_layers)} style layers": len(
-            recipe.style_layers
-        )
-        != len(recipe.style_layer_weights),
-        "--style-blend: the shares are all 0": flags["style_blend"] and sum(flags["style_blend"]) == 0,
-        "--curve: give a name that ends in .csv": flags["curve"] and flags["curve"].suffix != ".csv",
-    }
-    for problem, found in problems.items():
-        if found:
-            raise InputError(problem)
-    images.check_writable(flags["output"])
-    if flags["curve"]:
+    for seed in flags["seed"]:
+        terminal.check_seed(seed)
+
+
+def weightless(recipe, flags):
+    """Whether the content, and whether the style, counts for nothing."""
+    style_weights = flags["style_weight"] or (recipe.style_weight,)
+    if flags["strength"] is not None:
+        return flags["strength"] == 1, flags["strength"] == 0
+    return recipe.content_weight == 0, not any(style_weights)
+
+
+def check_use(recipe, flags):
+    """Refuse flags that would change nothing."""
+    no_content, no_style = weightless(recipe, flags)
+    styles = ("style_layers", "style_layer_weights", "style_blend", "style_mask", "content_mask", "style_scale")
+    for names, useless, why in (
+        (("frames_every",), not flags["frames"], "only with --frames"),
+        (("seed",), flags["init"] != "noise", "only for --init noise, as nothing else is random"),
+        (("style_blend",), len(flags["style"]) == 1, "there is one --style, and nothing to blend; give several"),
+        (styles, no_style, "the style's weight is 0"),
+        (("content_layers",), no_content, "the content's weight is 0"),
+        (("distance",), no_content and recipe.wasserstein, f"--preset {flags['preset']} compares styles otherwise"),
+    ):
+        usual = {"style_scale": 1.0, "distance": "mse"}
+        given = [name for name in names if flags[name] not in (usual.get(name), None, ())]
+        if useless and given:
+            raise InputError(f"{', '.join(map(flag, given))}: would change nothing ({why}); leave it out")
+
+
+def check_files(flags, pictures):
+    """Refuse outputs that cannot be written, or that would replace an input, another output or somebody's own file.
+
+    pictures: the paths of the pictures to paint.
+    """
+    curve, frames = flags["curve"], flags["frames"]
+    outputs: list = list(dict.fromkeys([flags["output"], *pictures]))
+    for path in outputs:
+        images.check_writable(path)
+    unnamed = []  # files that nobody named, and that may be there
+    if curve:
         plots.require("--curve")
-        files.check_writable(flags["curve"])
-    if flags["frames"]:
-        images.check_writable(flags["frames"] / "00001.jpg")
+        unnamed.append(curve.with_suffix(".png"))
+        for path in (curve, *unnamed):
+            files.check_writable(path)
+        outputs += [curve, *unnamed]
+    if frames:
+        images.check_writable(frames / "00001.jpg")
+        outputs.append(numbered := files.Numbered(frames, r"\d{5,}\.jpg"))
+        unnamed += files.members(numbered)
+    sources = [flags["init"]] * (flags["init"] not in STARTS) + [flags["weights"]] * (flags["weights"] not in SOURCES)
+    inputs = [*flags["content"], *flags["style"], *flags["content_mask"], *flags["style_mask"], *sources]
+    files.check_outputs(outputs, [*inputs, *bundled_files()])
+    for path in unnamed:
+        if path.exists() and not is_own(path):
+            raise files.refusal(
+                path, "is there, and not from an earlier run; choose another name for --curve or --frames"
+            )
+
+
+def is_own(path):
+    """Whether a picture was written by an earlier run."""
+    try:
+        return images.metadata(path).get("Software") == MARK["Software"]
+    except InputError:
+        return False
 
 
 def flag(name):
@@ -445,15 +546,25 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def check_pictures(size, flags):
-    """Refuse pictures that cannot be read, or are too small or narrow at the smallest size, before any work."""
+def check_pictures(sizes, flags):
+    """Refuse pictures that cannot be read, are too small or narrow at the smallest size, or would be distorted."""
+    size = sizes[0]
     contents = [images.load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
         images.load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
     for path in flags["content_mask"] + flags["style_mask"]:
         images.load_mask(path, shape=contents[0].shape[:2])
-    if flags["init"] not in ("content", "noise", "gray", "style"):
+    for path in flags["content_mask"]:
+        images.check_aspect(path, images.shape(flags["content"][0]), "--content-mask")
+    for path, style in zip(flags["style_mask"], flags["style"], strict=False):
+        images.check_aspect(path, images.shape(style), "--style-mask")
+    if flags["init"] not in STARTS:
         images.load(flags["init"], size=contents[0].shape[:2])
+        for path in flags["content"]:
+            h, w = images.shape(path, size=sizes[-1])
+            painted = (h // flags["devices"] * flags["devices"], w)  # an earlier result with as many devices
+            like = painted if images.same_aspect(images.shape(flags["init"]), painted) else images.shape(path)
+            images.check_aspect(flags["init"], like, "--init")
 
 
 def losses_of(recipe, extract, measure, distance):
@@ -520,15 +631,25 @@ RECOLOR: dict[str, Callable] = {
 }
 
 
-def first_picture(job, content, *, init):
-    """The picture [H, W, 3] to start from."""
+def first_picture(job, content, *, init, margin):
+    """The picture [H, W, 3] to start from, like `content`, which has a margin."""
+    inside = (content.shape[0] - 2 * margin, content.shape[1] - 2 * margin)
     starts = {
         "content": lambda: content,
         "noise": lambda: np.asarray(jax.random.uniform(jax.random.key(job.seed), content.shape)),
         "gray": lambda: np.full_like(content, 0.5),
-        "style": lambda: images.load(job.style[0], size=content.shape[:2]),
+        "style": lambda: pyramid.continued(middle(job.style[0], inside), margin),
     }
-    return starts.get(init, lambda: images.load(init, size=content.shape[:2]))()
+    return starts.get(init, lambda: pyramid.continued(images.load(init, size=inside), margin))()
+
+
+def middle(path, shape):
+    """The middle of a picture, as large as fits, in a shape (height, width)."""
+    h, w = images.shape(path)
+    scale = max(shape[0] / h, shape[1] / w)
+    whole = images.load(path, size=(max(shape[0], round(h * scale)), max(shape[1], round(w * scale))))
+    top, left = (whole.shape[0] - shape[0]) // 2, (whole.shape[1] - shape[1]) // 2
+    return whole[top : top + shape[0], left : left + shape[1]]
 
 
 def rate(rows, window=10):
@@ -541,18 +662,14 @@ def recipe_of_picture():
     """What it takes to make the picture again: the command and the versions of what ran it."""
     packages = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "pillow")
     versions = {"nstjax": nstjax.__version__, "python": platform.python_version()} | {
-        name: metadata.version(name) for name in packages
+        name: importlib.metadata.version(name) for name in packages
     }
-    return {"Software": "nstjax", "Command": shlex.join(["python", *sys.argv]), "Versions": json.dumps(versions)}
+    return MARK | {"Command": terminal.command(sys.argv), "Versions": json.dumps(versions)}
 
 
 def write_curve(path, rows):
     """Every loss term at every evaluation, as a table and as a plot beside it."""
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    files.write(path, text.getvalue().encode())
+    files.write_csv(path, rows)
     terms = [name for name in rows[0] if name not in ("evaluations", "seconds", "size", "failures")]
     files.write(path.with_suffix(".png"), plots.curves(rows, terms=terms))
 

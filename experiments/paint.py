@@ -8,12 +8,20 @@ A region is its mask, its stream function, its light 0..1, and the names of its 
 A stroke is its path [n, 2], its width, its pigments, its light 0..1, and how thick the paint is.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import argparse
-import os
+import io
 from itertools import chain
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+from nstjax import files, terminal
+from nstjax.errors import InputError
 
 PIGMENTS = dict(
     black="080a16", prussian="0c1a44", ultramarine="182c96", cobalt="2462c4", turquoise="2fb0b8",
@@ -22,6 +30,7 @@ PIGMENTS = dict(
 )  # fmt: skip
 OVERSAMPLE = 3  # PIL's polygons have hard edges: draw this much larger, then shrink
 MARGIN = 0.08  # painted beyond the frame, so that strokes cross it
+SMALLEST, LARGEST = 16, 4096  # pixels along the long side
 SUN = 0.50, 0.40
 # Broad to fine: cell (a stroke in each), share of cells painted, width, length, change of light, thickness.
 LAYERS = [(0.018, 1, 0.049, 0.21, 0, 0.5), (0.013, 1, 0.024, 0.18, 0.03, 0.7),
@@ -197,10 +206,15 @@ def main():
     parser.add_argument("--size", type=int, default=768, help="pixels along the long side")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    picture = paint(np.random.default_rng(args.seed), args.size)
-    picture.save(args.output + ".part", "JPEG", quality=88, subsampling=0, optimize=True)
-    os.replace(args.output + ".part", args.output)
+    if not SMALLEST <= args.size <= LARGEST:
+        raise InputError(f"--size {args.size}: give a number from {SMALLEST} to {LARGEST}")
+    terminal.check_seed(args.seed)
+    files.check_writable(args.output)
+    picture, jpeg = paint(np.random.default_rng(args.seed), args.size), io.BytesIO()
+    picture.save(jpeg, "JPEG", quality=88, subsampling=0, optimize=True)
+    files.write(args.output, jpeg.getvalue())
 
 
 if __name__ == "__main__":
-    main()
+    with terminal.refusals("paint.py"):
+        main()

@@ -55,6 +55,16 @@ def check(given, *, pairs=1):
         _decoder(given.adain)
 
 
+def inputs(given):
+    """The files that `made` reads."""
+    return [*given.reference, *([given.adain] if given.adain else [])]
+
+
+def folders(given):
+    """The folders of runs, in a study's folder, of a study that calls `made`."""
+    return ("runs",) if inputs(given) else ("runs", "adain/runs")
+
+
 def made(flags, given, pairs) -> dict[str, Reference]:
     """{name: Reference} for pairs {name: (photograph [H, W, 3], painting [h, w, 3])}.
 

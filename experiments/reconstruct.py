@@ -7,6 +7,11 @@ The tables of Augustins 2017 and the figure of Gatys 2015 (arXiv 1508.06576, fig
 gradient descent, and by L-BFGS. The first takes about an hour on two CPU cores; stopped, it goes on where it was.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import math
 from functools import partial
 from pathlib import Path
@@ -54,7 +59,7 @@ def main(
         weights: bundled, keras or torchvision (downloaded), or a file.
         flags: those of every study.
     """
-    studies.start(flags, step=step)
+    studies.start(flags, inputs=[content, style, weights], step=step)
     layers = tuple(dict.fromkeys(layers or (QUICK if flags.quick else LAYERS)))
     for name in layers:
         if name not in KNOWN:

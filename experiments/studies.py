@@ -7,16 +7,13 @@
 Every finished run lies in the study's folder, and is skipped the next time if its configuration is still the same.
 """
 
-import csv
 import hashlib
-import io
 import json
 import math
 import os
 import platform
 import re
 import resource
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,7 +27,8 @@ from tqdm import tqdm
 
 import nstjax
 from nstjax import cards, files, images, memory, objectives, pyramid, solvers, terminal
-from nstjax.errors import InputError
+from nstjax.errors import InputError, printable
+from nstjax.weights import bundled_files
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 EXITS = {"SIGINT": 130, "SIGTERM": 143}
@@ -99,18 +97,24 @@ class Result(NamedTuple):
         return [(x, y) for x, y, failures in zip(*columns, strict=True) if not failures]
 
 
-def start(flags, **more) -> None:
-    """Refuse numbers that are not above 0 among `flags` and the command's own, and a folder that takes no files."""
+def start(flags, *, inputs=(), folders=("runs",), **more) -> None:
+    """Check `flags` and the command's own numbers, which must be above 0, and that the study's folder takes files.
+
+    inputs: files that are read, and names of weights; InputError if the study would write over one. folders: those in
+    the study's folder that hold runs.
+    """
     for name, value in (flags._asdict() | more).items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and name != "seed" and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {value}: give a number above 0")
-    if flags.seed < 0:
-        raise InputError(f"--seed {flags.seed}: give a number of 0 or more")
+    terminal.check_seed(flags.seed)
     if flags.size and flags.size < 32:
         raise InputError(f"--size {flags.size}: at least 32 pixels are needed")
     for name in ("card.html", "runs/first.json"):
         files.check_writable(flags.output / name)
+    named = r"card\.html|results\.(csv|json)|iterations\.csv|sheet\.png"
+    runs = [files.Numbered(flags.output / folder, r".*\.(png|json)") for folder in folders]
+    files.check_outputs([files.Numbered(flags.output, named), *runs], [*inputs, *bundled_files()])
 
 
 def check_strength(strength) -> None:
@@ -146,6 +150,7 @@ def source(path) -> Any:
     """What a run's configuration says of a file: name and SHA-256's beginning; names of weights stay."""
     if path in ("bundled", "keras", "torchvision", "random"):
         return path
+    files.check_regular(path)
     try:
         return {"name": Path(path).name, "sha256": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]}
     except OSError as error:
@@ -172,7 +177,7 @@ def run(flags, programs: Sequence[Program], *, measure: Callable = lambda run, p
     total = sum(program.steps * len(program.runs) for program in programs)
     done = sum(program.steps for program in programs for each in program.runs if each.name in results)
     if results:
-        print(f"{len(results)} of {len(runs)} runs are done already, in {flags.output}")
+        print(f"{len(results)} of {len(runs)} runs are done already, in {printable(flags.output)}")
     bar = tqdm(total=total, initial=done, unit="evaluation", dynamic_ncols=True)
     with terminal.stop_signals() as stopped, bar:
         for program in programs:
@@ -184,7 +189,7 @@ def run(flags, programs: Sequence[Program], *, measure: Callable = lambda run, p
                 now = _optimise(solver, program, chunk, paths, measure, bar, stopped)
                 results |= {result.name: result for result in now}
     if stopped() and len(results) < len(runs):
-        kept = f"{len(results)} of {len(runs)} runs are done and kept in {flags.output}"
+        kept = f"{len(results)} of {len(runs)} runs are done and kept in {printable(flags.output)}"
         print(f"stopped by {stopped()}: {kept}; the same command goes on from there", file=sys.stderr)
         sys.exit(EXITS[stopped()])
     return [results[each.name] for each in runs]
@@ -208,7 +213,7 @@ def _optimise(solver, program, chunk, paths, measure, bar, stopped):
     """The results of a chunk's runs, stored; none if it was stopped before its end."""
     begun = time.perf_counter()
     runs = list({each.name: each for each in chunk}.values())
-    bar.set_description(runs[0].name + (f" and {len(runs) - 1} more" if runs[1:] else ""))
+    bar.set_description(printable(runs[0].name) + (f" and {len(runs) - 1} more" if runs[1:] else ""))
     image, data = pyramid.stacked([each.prepare() for each in chunk])
     moments: dict[str, list[dict]] = {each.name: [] for each in runs}
     keep = {step for step in program.keep if step < program.steps}
@@ -239,7 +244,7 @@ def _optimise(solver, program, chunk, paths, measure, bar, stopped):
                 keep_moment(step, pictures)
             clock = time.perf_counter()
     except FloatingPointError as error:
-        bar.write(f"{runs[0].name}: {error}; the last good picture counts")
+        bar.write(f"{printable(runs[0].name)}: {error}; the last good picture counts")
         bar.update((program.steps - len(curve)) * len(runs))
     results, seconds = [], (time.perf_counter() - begun) / len(runs)
     for i, (each, picture) in enumerate(each_picture(pictures)):
@@ -293,11 +298,6 @@ def _slug(name):
     plain = re.sub(r"[ ,]+", "-", name)
     safe = re.sub(r"[^A-Za-z0-9._+=-]", "", plain).lstrip(".-")[:80]
     return safe if safe == plain else f"{safe}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
-
-
-def _readable(text):
-    """Text without what is no Unicode in names of files."""
-    return os.fsencode(text).decode(errors="replace")
 
 
 def _moment(path, step):
@@ -375,7 +375,7 @@ def write(
     all_rows = rows(results)
     seeds = {result.configuration["seed"] for result in results if "seed" in result.configuration}
     made = {
-        "Command": shlex.join(["python", *map(_readable, sys.argv)]),
+        "Command": terminal.command(sys.argv),
         "Hardware": _each("hardware", results),
         "Versions": _each("versions", results),
         "Time": f"{_duration(sum(result.seconds for result in results))} for {len(results)} runs, compiling included",
@@ -383,10 +383,6 @@ def write(
         "Peak memory": f"{max(result.peak_memory for result in results) / 1e9:.2f} GB",
         "Seeds": ", ".join(map(str, sorted(seeds))) if seeds else "none: nothing is random",
     }
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=all_rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(all_rows)
     whole = {
         "study": title,
         "says": list(says),
@@ -415,11 +411,12 @@ def write(
         lead=lead,
         overline="nstjax · a study",
     )
-    files.write(flags.output / "results.csv", text.getvalue().encode())
+    files.write_csv(flags.output / "results.csv", all_rows)
     files.write(flags.output / "results.json", (json.dumps(whole, indent=1) + "\n").encode())
     images.save(flags.output / "sheet.png", sheet, metadata={"Software": "nstjax", "Command": made["Command"]})
     files.write(flags.output / "card.html", page.encode())
-    print(f"wrote {flags.output / 'card.html'} ({len(page) / 1e6:.1f} MB), results.csv, results.json and sheet.png")
+    card = printable(flags.output / "card.html")
+    print(f"wrote {card} ({len(page) / 1e6:.1f} MB), results.csv, results.json and sheet.png")
 
 
 def percent(share) -> str:

@@ -10,11 +10,17 @@ The nets come from experiments/train_*.py. Every shape of pictures compiles the 
 one would change what instance norm sees; compiled programs are kept for the next time.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import contextlib
 import glob
 import inspect
 import itertools
 import math
+import os
 import signal
 import sys
 from functools import partial
@@ -27,9 +33,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, data, export, features, images, memory, nets, styles, terminal, video
-from nstjax.errors import InputError
+from nstjax import color, data, export, features, files, images, memory, nets, styles, terminal, video
+from nstjax.errors import InputError, printable
 from nstjax.nets import adain, texture, tiled
+from nstjax.weights import bundled_files
 
 # Numbers held at a time for a pixel of a picture: by the nets that know no strips (measured on CPU), around any net.
 WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 400}
@@ -42,14 +49,14 @@ def main(
     content: tuple[str, ...] = (),
     output: Path | None = None,
     size: int | None = None,
-    strength: float = 1.0,
+    strength: float | None = None,
     preserve_color: Literal["none", "luminance", "covariance", "histogram"] = "none",
     style_image: tuple[Path, ...] = (),
     style_blend: tuple[float, ...] = (),
-    style_size: int = 512,
-    seed: int = 0,
-    smooth: float = 0.0,
-    batch_size: int = 1,
+    style_size: int | None = None,
+    seed: int | None = None,
+    smooth: float | None = None,
+    batch_size: int | None = None,
     memory_limit: float | None = None,
     export: Literal["onnx", "jax"] | None = None,
 ) -> None:
@@ -64,21 +71,23 @@ def main(
             PNG too). None for a texture.
         output: the picture or the video to write (stylized.png, .mp4), or a folder if there are several photographs.
         size: long side in pixels; by default the photograph's own (a texture's: 512).
-        strength: 0 (the photograph) to 1 (the net's picture). AdaIN mixes features, else pictures are mixed.
+        strength: 0 (the photograph) to 1 (the net's picture, the default). AdaIN mixes features, else pictures are
+            mixed.
         preserve_color: keep the photograph's colours: paint its luminance only, or give the result the photograph's
             covariance or histogram.
         style_image: AdaIN's paintings.
         style_blend: weight of each --style-image.
-        style_size: long side of each --style-image; it sets the size of strokes.
-        seed: of a texture net's noise.
-        smooth: 0 to 1: how much of the picture before to keep where a video stands still, against flicker.
-        batch_size: pictures of one shape, or frames, to compute together.
+        style_size: long side of each --style-image, 512 by default; it sets the size of strokes.
+        seed: of a texture net's noise, 0 by default.
+        smooth: 0 to 1: how much of the picture before to keep where a video stands still, against flicker; by default
+            nothing.
+        batch_size: pictures of one shape, or frames, to compute together; 1 by default.
         memory_limit: gigabytes to use; by default 0.7 of what is free. Beyond it transform nets compute in strips.
         export: paint nothing, but write a transform net as ONNX (pip install "nstjax[onnx]") or in JAX's portable form,
             for pictures [N, H, W, 3] in 0..1 of any size, to --output (the style's name with .onnx or .jax). It is
             written once it was seen to paint as the net does.
     """
-    given = locals()
+    given = dict(locals())
     if export:
         flags = {name: flag.default for name, flag in inspect.signature(main).parameters.items()}
         painting = [name for name in flags.keys() - {"style", "output", "export"} if given[name] != flags[name]]
@@ -86,41 +95,27 @@ def main(
             names = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(painting))
             raise InputError(f"--export {export}: writes the net and paints nothing; leave {names} out")
         return write(style, output or Path(f"{Path(style).stem}.{export}"), form=export)
-    for name, value, least, most in (
-        ("size", size, 16, 65536),
-        ("style-size", style_size, 16, 65536),
-        ("batch-size", batch_size, 1, 65536),
-        ("strength", strength, 0, 1),
-        ("smooth", smooth, 0, 1),
-        ("memory-limit", memory_limit, 1e-3, 1e6),
-    ):
-        if value is not None and not least <= value <= most:
-            raise InputError(f"--{name} {value}: give a number from {least} to {most}")
+    check_numbers(given)
     sources = found(content)
     # In a folder, an animated image counts as the photograph that its first frame is.
     films = [path for path, _ in found([each for each in content if not Path(each).is_dir()]) if video.recognizes(path)]
     if films and len(sources) > 1:
         raise InputError(f"{films[0]}: a video is painted alone; leave the rest of --content out")
-    if smooth and not films:
-        raise InputError(f"--smooth {smooth}: only for a video")
     output = output or Path("stylized.mp4" if films else "stylized.png")
-    several = bool(content) and (len(sources) > 1 or not Path(content[0]).is_file() or output.is_dir())
+    pattern_or_folder = content and (not os.path.lexists(content[0]) or os.path.isdir(content[0]))
+    several = len(sources) > 1 or bool(pattern_or_folder) or (bool(content) and os.path.isdir(output))
     jobs = [(path, output / name if several else output) for path, name in sources]
-    for path, target in jobs:
-        if target.exists() and target.samefile(path):
-            raise InputError(f"{path}: would be overwritten by its picture; choose another --output")
-        if [each for _, each in jobs].count(target) > 1:
-            raise InputError(f"{path}: another photograph has the same name, and would be written to {target} too")
-        (video if films else images).check_writable(target)
-
+    jobs, refused = check_files(jobs, output, [style, *style_image], several=several, film=bool(films))
     net, variables, _ = styles.load(style)
     check(style, net, variables, content, style_image, style_blend)
+    check_use(given, net, variables, several=several, film=bool(films))
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     if isinstance(net, nets.Decoder):
         blend = style_blend or (1.0,) * len(style_image)
-        net_paint, mix = with_adain(net, variables, style_image, blend, style_size, alpha=strength), 1.0
+        alpha = 1.0 if strength is None else strength
+        net_paint, mix = with_adain(net, variables, style_image, blend, style_size or 512, alpha=alpha), 1.0
     else:
-        net_paint, mix = with_net(net, variables, limit, seed), strength
+        net_paint, mix = with_net(net, variables, limit, seed or 0), 1.0 if strength is None else strength
     finish = jax.jit(jax.vmap(partial(finished, strength=mix, preserve_color=preserve_color)))
 
     def paint(photographs):
@@ -128,15 +123,14 @@ def main(
         return np.asarray(finish(photographs, net_paint(photographs)))
 
     if films:
-        paint_video(films[0], output, paint, size=size, batch_size=batch_size, smooth=smooth)
+        paint_video(films[0], output, paint, size=size, batch_size=batch_size or 1, smooth=smooth or 0.0)
     elif content:
-        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size)
+        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size or 1, refused=refused)
     else:
-        images.check_writable(output)
         side = size or 512
         refuse_beyond(limit, net, (1, side, side, 3))
         images.save(output, np.asarray(net_paint(np.zeros((1, side, side, 3), np.float32))[0]))
-        print(f"saved {output}")
+        print(f"saved {printable(output)}")
 
 
 def write(style, output, *, form):
@@ -144,6 +138,7 @@ def write(style, output, *, form):
     if output.suffix.lower() != f".{form}":
         raise InputError(f"--output {output}: --export {form} writes a .{form} file; choose such a name")
     export.check_output(output)
+    files.check_outputs([output], [style, *bundled_files()])
 
     def check(net):
         if not isinstance(net, nets.TransformNet):
@@ -151,26 +146,76 @@ def write(style, output, *, form):
 
     net, variables, about = styles.load(style, check=check)
     export.save(output, net, variables, about)
-    print(f"saved {output}, which paints as the net does: pictures [N, H, W, 3] in 0..1, of any size")
+    print(f"saved {printable(output)}, which paints as the net does: pictures [N, H, W, 3] in 0..1, of any size")
+
+
+def check_numbers(given):
+    """Refuse numbers out of range."""
+    for name, least, most in (
+        ("size", 16, 65536),
+        ("style_size", 16, 65536),
+        ("batch_size", 1, 65536),
+        ("strength", 0, 1),
+        ("smooth", 0, 1),
+        ("memory_limit", 1e-3, 1e6),
+    ):
+        if (value := given[name]) is not None and not least <= value <= most:
+            raise InputError(f"{flag(name)} {value}: give a number from {least} to {most}")
+    if given["seed"] is not None:
+        terminal.check_seed(given["seed"])
+
+
+def flag(name):
+    """A parameter's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def check_files(jobs, output, others, *, several, film):
+    """Refuse outputs that cannot be written, or that would replace an input or each other, before any work.
+
+    jobs: [(photograph, output)]; others: the other inputs. Returns the jobs without those of several whose own output
+    cannot be written, which are named, and how many these are.
+    """
+    check_writable = video.check_writable if film else images.check_writable
+    check_writable(output / "picture.png" if several else output)
+    good, refused = [], 0
+    for path, target in jobs:
+        try:
+            check_writable(target)
+            good.append((path, target))
+        except InputError as error:
+            if not several:
+                raise
+            leave_out(error)
+            refused += 1
+    outputs = [target for _, target in good] if jobs else [output]
+    files.check_outputs(outputs, [*(path for path, _ in jobs), *others, *bundled_files()])
+    return good, refused
+
+
+def leave_out(error):
+    """Name one of several photographs that cannot be painted."""
+    tqdm.write(f"stylize.py: {error}", file=sys.stderr)
 
 
 def found(content):
-    """[(file, its picture's name in a folder)] of names, folders and patterns."""
+    """[(file, its picture's name in a folder)] of names, folders and patterns; no two of the names are alike."""
     sources = []
     for each in content:
         path = Path(each)
-        if path.is_dir():
+        if os.path.isdir(path):  # pathlib's own raises for names that are too long
             inside = data.listed(path)
             if not inside:
                 raise InputError(f"{path}: has no pictures; give a folder that has")
-            sources += [(file, file.relative_to(path).with_suffix(".png")) for file in inside]
+            sources += [(file, file.relative_to(path).with_suffix("")) for file in inside]
             continue
-        files = [path] if path.exists() else sorted(Path(p) for p in glob.glob(each, recursive=True))
-        files = [file for file in files if file.is_file()]
-        if not files:
+        matches = [path] if os.path.lexists(path) else sorted(Path(p) for p in glob.glob(each, recursive=True))
+        matches = [file for file in matches if not os.path.isdir(file)]
+        if not matches:
             raise InputError(f"{each}: no such file; check --content")
-        sources += [(file, Path(file.stem + ".png")) for file in files]
-    return sources
+        sources += [(file, Path(file.stem)) for file in matches]
+    names = files.distinct([str(name) for _, name in sources])
+    return [(file, Path(f"{name}.png")) for (file, _), name in zip(sources, names, strict=True)]
 
 
 def check(style, net, variables, content, style_image, style_blend):
@@ -188,6 +233,22 @@ def check(style, net, variables, content, style_image, style_blend):
         raise InputError("--content: name photographs or a video")
     if content and not sees(net, variables):
         raise InputError(f"{style}: makes textures, and sees no photographs; leave --content out")
+
+
+def check_use(given, net, variables, *, several, film):
+    """Refuse flags that would change nothing."""
+    texture_alone = not sees(net, variables)
+    for names, useless, why in (
+        (("smooth",), not film, "only for a video"),
+        (("seed",), not isinstance(net, nets.TextureNet), "only for texture nets"),
+        (("style_size",), not isinstance(net, nets.Decoder), "only for AdaIN's --style-image"),
+        (("batch_size",), not (several or film), "only for several photographs or a video"),
+        (("strength", "preserve_color"), texture_alone, "only with photographs"),
+    ):
+        used = [name for name in names if given[name] not in (None, "none")]
+        if useless and used:
+            values = ", ".join(f"{flag(name)} {given[name]}" for name in used)
+            raise InputError(f"{values}: would change nothing ({why}); leave it out")
 
 
 def sees(net, variables):
@@ -256,15 +317,18 @@ def finished(photograph, picture, *, strength, preserve_color):
     return picture
 
 
-def paint_pictures(jobs, output, paint, *, size, batch_size):
-    """Paint (photograph, target) one batch after another. What cannot be read is named, and told by the exit status."""
-    refused, done = 0, 0
+def paint_pictures(jobs, output, paint, *, size, batch_size, refused=0):
+    """Paint (photograph, target) one batch after another. What cannot be read is named, and told by the exit status.
+
+    refused: how many were left out before.
+    """
+    total, done = len(jobs) + refused, 0
 
     def refuse(error, count=1):
         nonlocal refused
-        if len(jobs) == 1:
+        if total == 1:
             raise error
-        tqdm.write(f"stylize.py: {error}", file=sys.stderr)
+        leave_out(error)
         refused += count
 
     with terminal.stop_signals() as stopped, tqdm(total=len(jobs), unit="picture", dynamic_ncols=True) as bar:
@@ -295,7 +359,8 @@ def paint_pictures(jobs, output, paint, *, size, batch_size):
                 images.save(target, picture, alpha=alpha)
                 done += 1
                 bar.update()
-    print(f"saved {output}" if done == len(jobs) == 1 else f"saved {done} of {len(jobs)} pictures in {output}")
+    shown = printable(output)
+    print(f"saved {shown}" if done == total == 1 else f"saved {done} of {total} pictures in {shown}")
     if name := stopped():
         sys.exit(128 + signal.Signals[name])
     if refused:
@@ -323,7 +388,7 @@ def paint_video(path, output, paint, *, size, batch_size, smooth):
                 break
     if not bar.n:
         raise InputError(f"{path}: has no frames that can be read; copy or convert it again")
-    print(f"saved {bar.n} frames in {output}")
+    print(f"saved {bar.n} frames in {printable(output)}")
     if name := stopped():
         sys.exit(128 + signal.Signals[name])
 

@@ -6,6 +6,11 @@ Every step pairs photographs with paintings of a folder. The encoder is the bund
 result with experiments/stylize.py and any painting.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -43,7 +48,7 @@ def main(
         flags: those of every training command.
     """
     own = {"content_weight": content_weight, "style_weight": style_weight, "final_rate": final_rate}
-    about = training.start(flags, styles=styles, net="adain", **own)
+    about = training.start(flags, inputs=(styles, data), styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
     photographs = training.photographs(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]

@@ -7,6 +7,11 @@ The first learns the painting's texture, for which no photographs are needed; it
 second stylises photographs. Both take the paper's 2,000 steps. Use the result with experiments/stylize.py.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import itertools
 from functools import partial
 from pathlib import Path
@@ -37,7 +42,7 @@ def main(
     texture: bool = False,
     scales: int | None = None,
     style_size: int = 256,
-    content_weight: float = 1.0,
+    content_weight: float | None = None,
     style_weight: float = 0.4,
     tv_weight: float = 0.0,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
@@ -50,7 +55,7 @@ def main(
         texture: learn the painting's texture alone, without photographs.
         scales: of the noise, each half as large as the one before; by default the paper's 5 for textures, 6 else.
         style_size: long side of the painting: small makes small strokes.
-        content_weight: of the content loss.
+        content_weight: of the content loss, 1 by default; a texture has none.
         style_weight: of the style loss: at 0.1 photographs stay clear, from 1 they get lost.
         tv_weight: of the total variation.
         flags: those of every training command.
@@ -61,9 +66,16 @@ def main(
     if not 1 <= scales <= 10:
         raise InputError(f"--scales {scales}: give a number from 1 to 10")
     net = "texture" if texture else "ulyanov"
-    weights = {"content": content_weight, "style": style_weight, "tv": tv_weight}
+    if texture and content_weight is not None:
+        raise InputError(f"--content-weight {content_weight}: would change nothing with --texture; leave it out")
+    if texture and style_weight == 0:
+        raise InputError("--style-weight 0: there is nothing to learn; give a number above 0")
+    weights = {"content": 1.0 if content_weight is None else content_weight, "style": style_weight, "tv": tv_weight}
     own = {f"{name}_weight": weight for name, weight in weights.items()}
-    about = training.start(flags, style=style, net=net, scales=scales, style_size=style_size, steps=flags.steps, **own)
+    inputs = (style,) if data is None else (style, data)
+    about = training.start(
+        flags, inputs=inputs, style=style, net=net, scales=scales, style_size=style_size, steps=flags.steps, **own
+    )
     painting = images.load(style, size=style_size, minimum=32)
     size, source = (flags.crop, flags.crop), None
     photographs, stream = None, partial(_blanks, flags=flags)

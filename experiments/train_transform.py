@@ -7,6 +7,11 @@ The first prepares COCO 2017 once (pip install "nstjax[prepare]") and trains tod
 of four pictures, on all devices there are. Use the result with experiments/stylize.py.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -54,7 +59,9 @@ def main(
     """
     weights = {"content": content_weight, "style": style_weight, "tv": tv_weight}
     own = {f"{name}_weight": weight for name, weight in weights.items()} | {"final_rate": final_rate}
-    about = training.start(flags, style=style, net=net, style_size=style_size, distance=distance, **own)
+    about = training.start(
+        flags, inputs=(style, data), style=style, net=net, style_size=style_size, distance=distance, **own
+    )
     painting = images.load(style, size=style_size, minimum=32)
     source = training.source(data)
     photographs = training.photographs(source, flags.crop)

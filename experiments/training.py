@@ -1,6 +1,7 @@
 """What the commands that train have in common: their flags, the checks of these, data, devices, and the run itself."""
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,8 +13,9 @@ import numpy as np
 
 import nstjax
 from nstjax import checkpoint, data, files, images, nets, parallel, plots, styles, terminal, train
-from nstjax.errors import InputError
+from nstjax.errors import InputError, printable
 from nstjax.nets import layers
+from nstjax.weights import bundled_files
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 AXIS = "devices"
@@ -59,10 +61,11 @@ UNIMPORTANT = {"output", "steps", "checkpoint_dir", "checkpoint_every", "resume"
 UNIMPORTANT |= {"coordinator", "processes", "process_id"}
 
 
-def start(flags, **more) -> dict[str, str]:
+def start(flags, *, inputs=(), **more) -> dict[str, str]:
     """Check the flags, join the other processes, and return what a checkpoint must agree with: {flag: value}.
 
-    more: the command's own flags; numbers among them must be at least 0. InputError for a flag that cannot be.
+    inputs: files, and folders of pictures, that are read. more: the command's own flags; numbers among them must be at
+    least 0. InputError for a flag that cannot be, and for outputs that would be written over an input or each other.
     """
     for name in ("crop", "batch_size", "steps", "learning_rate", "checkpoint_every"):
         if not 0 < getattr(flags, name) < math.inf:
@@ -72,15 +75,17 @@ def start(flags, **more) -> dict[str, str]:
             raise InputError(f"{_flag(name)} {value}: give a number, at least 0")
     if flags.steps >= 2**31:
         raise InputError(f"--steps {flags.steps}: give a number below 2147483648")
-    if not 0 <= flags.seed < 2**32:
-        raise InputError(f"--seed {flags.seed}: give a number from 0 to 4294967295")
+    terminal.check_seed(flags.seed)
+    if more.get("content_weight", 0) == more.get("style_weight", 0) == 0:
+        raise InputError("--content-weight and --style-weight are both 0: there is nothing to learn")
     if flags.crop < 16:
         raise InputError(f"--crop {flags.crop}: at least 16 pixels are needed")
-    styles.check_output(flags.output)
     if flags.init:
         styles.load(flags.init)
     plots.require("a training's loss.png")
     files.check_writable(flags.checkpoint_dir / "loss.csv")
+    _check_outputs(flags, inputs)
+    styles.check_output(flags.output)
     _join(flags.coordinator, flags.processes, flags.process_id)
     if flags.batch_size % jax.device_count():
         raise InputError(f"--batch-size {flags.batch_size}: give a multiple of the {jax.device_count()} devices")
@@ -92,6 +97,15 @@ def start(flags, **more) -> dict[str, str]:
         jax.config.update("jax_default_matmul_precision", name)
     important = {name: value for name, value in flags._asdict().items() if name not in UNIMPORTANT}
     return {name: v.name if isinstance(v, Path) else str(v) for name, v in (more | important).items()}
+
+
+def _check_outputs(flags, inputs):
+    """Refuse a net or a folder of checkpoints that would be written over an input, or over each other."""
+    numbered = r"checkpoint-\d{8,}\.safetensors|sample-\d{8,}\.jpg|loss\.(csv|png)"
+    read = [file for path in inputs for file in (data.listed(path) if os.path.isdir(path) else [path])]
+    trained = [flags.init] if flags.init else []
+    outputs = [flags.output, files.Numbered(flags.checkpoint_dir, numbered)]
+    files.check_outputs(outputs, [*read, *trained, *bundled_files()])
 
 
 def _join(coordinator, processes, number):
@@ -208,8 +222,9 @@ def run(
             files.write(flags.checkpoint_dir / "loss.png", curves)
         styles.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
         ended = f"stopped by {stopped()}: " if stopped() else ""
-        print(f"{ended}saved {flags.output} after {number} of {flags.steps} steps; {skipped()} pictures were skipped")
+        saved = f"{ended}saved {printable(flags.output)} after {number} of {flags.steps} steps"
+        print(f"{saved}; {skipped()} pictures were skipped")
         if number < flags.steps:
-            print(f"go on with --resume; the checkpoints are in {flags.checkpoint_dir}")
+            print(f"go on with --resume; the checkpoints are in {printable(flags.checkpoint_dir)}")
     if stopped():
         sys.exit({"SIGINT": 130, "SIGTERM": 143}[stopped()])

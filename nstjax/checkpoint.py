@@ -5,7 +5,6 @@ import math
 import os
 import re
 import sys
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from nstjax.errors import InputError
 
 _DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"bool", "bfloat16", "float16", "float32", "float64"}
-_STALE = 3600  # seconds after which a temporary file belongs to nobody any more
 
 
 class Checkpoint(NamedTuple):
@@ -101,7 +99,7 @@ def keep(folder, *, last=3, best="loss") -> None:
     """Delete checkpoints but the `last` newest and the one with the lowest extra[best], if that is a number.
 
     Files that are cut short neither count nor go; checksums are not verified here, as that would read all of every
-    file. What a killed `save` left behind goes after an hour.
+    file. What a killed `save` left behind goes too.
     """
     if last < 1:
         raise ValueError(f"keep at least the last checkpoint, not {last}")
@@ -111,13 +109,10 @@ def keep(folder, *, last=3, best="loss") -> None:
             whole.append((path, extra(path).get(best)))
     losses = {path: loss for path, loss in whole if isinstance(loss, int | float) and math.isfinite(loss)}
     kept = {path for path, _ in whole[:last]} | ({min(losses, key=losses.__getitem__)} if losses else set())
-    now = time.time()
     with contextlib.suppress(OSError):  # what cannot be deleted is no reason to end a training
         for path in [path for path, _ in whole if path not in kept]:
             path.unlink()
-        for path in Path(folder).glob(".*.tmp"):  # the names that files.write gives
-            if re.fullmatch(r"\.[0-9a-f]{16}\.tmp", path.name) and now - path.stat().st_mtime > _STALE:
-                path.unlink()
+    files.clean(folder)
 
 
 def _named(tree):

@@ -184,7 +184,10 @@ def _fit(shape, short):
 
 
 def _names(path):
-    """The names of all pictures in a folder, relative to it; links are followed, each folder once."""
+    """The names of all pictures in a folder, relative to it; links are followed, each folder once.
+
+    A folder in it that cannot be listed is logged and left out. InputError if it cannot be listed itself.
+    """
     names, todo, seen = [], [os.fspath(path)], set()
     while todo:
         current = todo.pop()
@@ -193,16 +196,29 @@ def _names(path):
         seen.add(real)
         try:
             with os.scandir(current) as entries:
-                # No pipes, which could be waited for without end; but broken links, so that they are noted.
-                found = [(e.name, e.is_dir()) for e in entries if e.is_dir() or e.is_file() or e.is_symlink()]
+                found = [(entry.name, kind) for entry in entries if (kind := _kind(entry))]
         except OSError as error:
-            raise files.refusal(current, f"cannot be listed ({_reason(error)}); check the folder") from error
-        for name, is_folder in sorted(found):
-            if is_folder and not name.startswith("."):
+            refusal = files.refusal(current, f"cannot be listed ({_reason(error)}); check the folder")
+            if current == os.fspath(path):
+                raise refusal from error
+            _log.warning("skipped %s", refusal)
+            continue
+        for name, kind in sorted(found):
+            if kind == "folder" and not name.startswith("."):
                 todo.append(os.path.join(current, name))
             elif name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 names.append(Path(current, name).relative_to(path).as_posix())
     return sorted(names)
+
+
+def _kind(entry):
+    """ "folder" or "file", which a broken link counts as, so that it is noted; None for pipes and devices."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        return "file" if entry.is_file() or entry.is_symlink() else None
+    except OSError:  # links in a circle, or no permission to look
+        return "file"
 
 
 def _prepared(root):

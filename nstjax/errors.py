@@ -2,4 +2,21 @@
 
 
 class InputError(ValueError):
-    """Bad input from the user: one line that names the file or flag and says what to do."""
+    """Bad input from the user: one line that names the file or flag and says what to do.
+
+    Names of files can hold newlines and a terminal's control sequences; they are shown escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+def printable(text: object) -> str:
+    """One line that a terminal shows as it is: `str(text)` with control, bidi and undecodable characters escaped."""
+    return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
+
+
+def _escaped(character):
+    if "\udc80" <= character <= "\udcff":  # how Python decodes a byte of a name that is not UTF-8 (PEP 383)
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()

@@ -42,7 +42,6 @@ def load(path):
             raise ValueError("it has numbers that are too large")
     except Exception as error:  # a damaged file makes each reader fail in its own ways
         reason = str(error).partition("\n")[0] or type(error).__name__
-        reason = "".join(c if c.isprintable() else "?" for c in reason)
         raise files.refusal(path, f"is no transform net of {origin}: {reason}") from error
     return net, {"params": params}, {"net": name, "origin": origin}
 

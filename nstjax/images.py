@@ -98,6 +98,23 @@ def shape(path, *, size=None) -> tuple[int, int]:
     return round(h * size / max(w, h)), round(w * size / max(w, h))
 
 
+def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether shapes (H, W) agree in their aspect, up to 2 %, or half a pixel of a side, which rounding explains."""
+    (h, w), (height, width) = one, other
+    return abs(h * width - w * height) <= max(0.02 * h * width, max(height, width) / 2, max(h, w) / 2)
+
+
+def check_aspect(path, like: tuple[int, int], flag: str) -> None:
+    """Raise InputError if the image in a file has not the aspect of the shape `like`, (H, W); see `same_aspect`.
+
+    flag: what the image was given as.
+    """
+    (h, w), (height, width) = shape(path), like
+    if not same_aspect((h, w), like):
+        why = f"{flag} has {w}x{h} px, another aspect than the {width}x{height} px that it is for"
+        raise files.refusal(path, f"{why}; crop it to the same aspect")
+
+
 def resize(image, shape) -> np.ndarray:
     """float [h, w, C] -> float32 [H, W, C] for shape (H, W), by Lanczos on floats, clipped to [0, 1]."""
     channels = np.moveaxis(np.asarray(image, np.float32), -1, 0)
@@ -255,7 +272,7 @@ def _encode(picture, name, options, metadata):
     if name == "PNG":
         text = PngImagePlugin.PngInfo()
         for key in sorted(metadata):
-            text.add_text(key, metadata[key])
+            text.add_text(key, metadata[key].encode(errors="replace").decode())
         options = options | {"pnginfo": text}
     elif metadata and name != "BMP":
         exif = Image.Exif()
@@ -281,6 +298,7 @@ def _quietly():
 @contextlib.contextmanager
 def _refusing(path):
     """Turn what goes wrong in reading into an InputError. Pillow raises nearly anything on a corrupt file."""
+    files.check_regular(path)  # before it is opened, which waits for a FIFO's writer
     try:
         yield
     except InputError:

@@ -40,9 +40,7 @@ def read(network, source, layouts):
             continue
         layer, part = place
         if part not in layout.shapes.get(layer, ()):
-            raise files.refusal(
-                path, f"has {weights.printable(name)}, which {network} has not; is it of another network?"
-            )
+            raise files.refusal(path, f"has {name}, which {network} has not; is it of another network?")
         if place in found:
             raise files.refusal(path, f"has the {part} of {layer} more than once; keep one network in it")
         found[place] = arrays[name]

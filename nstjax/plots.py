@@ -37,7 +37,7 @@ def curves(rows, *, terms, against=("evaluations", "seconds"), window=1) -> byte
     figure.axes[0].set_ylabel("loss")
     figure.axes[0].legend()
     file = io.BytesIO()
-    figure.savefig(file, dpi=120)
+    figure.savefig(file, dpi=120, metadata={"Software": "nstjax"})
     return file.getvalue()
 
 

@@ -62,8 +62,7 @@ def load(style, *, check: Callable[[nn.Module], None] = lambda net: None):
                 f"no style {str(style)!r}; there are {', '.join(there) or 'none'}, or name a .safetensors file"
             )
         path = bundled(f"styles/{style}.safetensors")
-    if not path.is_file():
-        raise files.refusal(path, "no such file; name a bundled style, or a file that training wrote")
+    files.check_file(path, "name a bundled style, or a file that training wrote")
     if path.stat().st_size > MAX_BYTES:
         raise files.refusal(path, f"is no {_KIND}: those have at most {MAX_BYTES // 2**20} MiB")
     if path.suffix.lower() in foreign.SUFFIXES:

@@ -1,12 +1,21 @@
-"""What a long command in a terminal needs: memory settings, polite refusals, an end by Ctrl-C that loses nothing."""
+"""What a long command in a terminal needs: memory settings, errors in one line, an end by Ctrl-C that loses nothing."""
 
 import contextlib
 import ctypes
+import json
 import os
+import re
+import shlex
 import signal
 import sys
+import threading
+from collections.abc import Sequence
+from pathlib import PurePath
 
-from nstjax.errors import InputError
+from nstjax import interrupts
+from nstjax.errors import InputError, printable
+
+_interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which a caller may have swallowed
 
 # glibc's names of what `mallopt` sets.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
@@ -48,17 +57,63 @@ def cache_compilations():
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
+MAX_COMMAND = 40_000  # bytes as JSON: less than the 64 kB of a JPEG's EXIF, with room for the versions
+
+
+def command(arguments: Sequence[str]) -> str:
+    """A command line as text for files' metadata: `python`, then the arguments with the names of files alone.
+
+    Folders can tell who and where somebody is. Control characters are escaped, bytes that are no text replaced, and
+    what is too long for some format is cut.
+    """
+    readable = (re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", argument) for argument in arguments)
+    text = shlex.join(["python", *(printable(_without_folders(argument)) for argument in readable)])
+    while len(json.dumps(text)) > MAX_COMMAND:
+        text = text[: len(text) * 9 // 10] + "…"
+    return text
+
+
+def _without_folders(argument):
+    """ "a/b.jpg" -> "b.jpg", "--output=a/b.jpg" -> "--output=b.jpg", "resnet50=/a/b.pth" -> "resnet50=b.pth"."""
+    flag = re.match(r"(--[^=/]*=|\w+=(?=[~./]))?", argument)[0]  # type: ignore[index]  # it matches everything
+    path = argument[len(flag) :]
+    return flag + (PurePath(path).name or path)
+
+
+def check_seed(seed: int, flag: str = "--seed") -> None:
+    """Raise InputError for a seed that is not from 0 to 2^32 - 1: jax's and numpy's generators take no others."""
+    if not 0 <= seed < 2**32:
+        raise InputError(f"{flag} {seed}: give a number from 0 to {2**32 - 1}")
+
+
 @contextlib.contextmanager
 def refusals(program):
-    """Turn an `InputError` into one line on the standard error stream and exit status 2."""
+    """Turn an InputError into one line on the standard error stream and exit status 2.
+
+    SIGINT (Ctrl-C) and SIGTERM interrupt the block and end it with one line and status 130 or 143, even where the
+    KeyboardInterrupt is lost on its way or becomes another exception.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="backslashreplace")
+    _interrupts.clear()
+    refused = None
     try:
-        yield
+        with _handling(_interrupt):
+            yield
     except InputError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
+        refused = error
+    except BaseException as error:  # such as jax's own for a KeyboardInterrupt in what it calls
+        if isinstance(error, KeyboardInterrupt) and not _interrupts:
+            _interrupts.append(signal.SIGINT)
+        if not _interrupts:
+            raise
+    if _interrupts:
         print(f"{program}: stopped; what was not finished is not saved", file=sys.stderr)
-        sys.exit(130)
+        interrupts.leave(128 + _interrupts[-1])
+    if refused is not None:
+        print(f"{program}: {refused}", file=sys.stderr)
+        sys.exit(2)
 
 
 @contextlib.contextmanager
@@ -71,12 +126,27 @@ def stop_signals():
 
     def note(number, frame):
         if received:
-            raise KeyboardInterrupt
+            _interrupt(number, frame)
         received.append(signal.Signals(number))
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handling(note):
         yield lambda: received[0].name if received else None
+
+
+def _interrupt(number, frame):
+    _interrupts.append(number)
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _handling(handler):
+    """Let `handler` handle the signals while open; in the main thread, as Python has no other way."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in interrupts.SIGNALS}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_DFL if old is None else old)

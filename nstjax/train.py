@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -213,7 +212,7 @@ def _save(now, *, folder, configuration, keep, sample=None):
     if jax.process_index() == 0:
         rows = [row for row in now.rows if row["step"] <= number]  # an interrupt may have left one more
         extra = {"position": now.position, "rate": now.rate, "configuration": configuration, "loss": _recent(rows)}
-        files.write(folder / "loss.csv", _csv(rows))
+        files.write_csv(folder / "loss.csv", rows, columns=rows[0] if rows else ["step"])
         checkpoint.save(folder, number, now.state, extra)
         checkpoint.keep(folder, last=keep)
         if sample is not None:
@@ -234,11 +233,3 @@ def history(folder) -> list[dict]:
         raise files.refusal(path, f"cannot be read ({error.strerror}); check the file") from error
     except (ValueError, TypeError, AttributeError, LookupError, OverflowError, csv.Error) as error:
         raise files.refusal(path, "is damaged; remove it, and the curves begin anew") from error
-
-
-def _csv(rows):
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=rows[0] if rows else ["step"], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    return text.getvalue().encode()

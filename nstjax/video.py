@@ -8,7 +8,7 @@ import contextlib
 import math
 import os
 import re
-import shutil
+import secrets
 import subprocess
 import tempfile
 from fractions import Fraction
@@ -154,13 +154,13 @@ def writing(path, info, *, sound=None):
     check_writable(path)
     target = Path(os.path.realpath(path))
     suffix = target.suffix.lower()
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=target.parent))
-    except OSError as error:
-        raise files.refusal(path, f"cannot be written ({error.strerror or error}); choose another name") from error
-    mute, stranded = folder / f"mute{suffix}", False
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = stack.enter_context(files.temporary_folder(target))
+        except OSError as error:
+            raise files.refusal(path, f"cannot be written ({error.strerror or error}); choose another name") from error
+        mute = folder / f"mute{suffix}"
         tracks = soundtrack.extract(sound, folder, suffix, start=info.start) if sound is not None else []
         frames = 0
         with _encoding(mute, info, path) as write:
@@ -176,13 +176,11 @@ def writing(path, info, *, sound=None):
         try:
             os.replace(mute, target)
         except OSError as error:
-            stranded = True
-            raise files.refusal(path, f"cannot be written ({error.strerror}); the video is left in {mute}") from error
+            other = target.with_name(f"{target.stem[:200]}-{secrets.token_hex(4)}{suffix}")
+            os.replace(mute, other)
+            raise files.refusal(path, f"cannot be written ({error.strerror}); the video is saved as {other}") from error
         # From here on the painted frames are in place, whatever happens to the sound.
         soundtrack.join(target, tracks, folder, seconds=frames / info.rate)
-    finally:
-        if not stranded:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_writable(path):

@@ -103,6 +103,12 @@ def bundled_folder():
     return installed if installed.exists() else Path(__file__).parent.parent / "weights"
 
 
+def bundled_files() -> list[Path]:
+    """All files that come with the package, weights, styles and pictures: inputs that no output may overwrite."""
+    folders = (bundled_folder(), Path(__file__).parent / "pictures")
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+
+
 def bundled(name):
     """Path of a bundled file, once compared with the SHA-256 in its folder's manifest.json; InputError if not equal."""
     path = bundled_folder() / name
@@ -379,9 +385,4 @@ def _reason(error):
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     line = str(error).strip().partition("\n")[0]
-    return printable(re.sub(r"^HTTPS?Connection\([^)]*\): ", "", line) or type(error).__name__)
-
-
-def printable(text):
-    """A text that a terminal shows as it is."""
-    return "".join(c if c.isprintable() else "?" for c in text)  # a file's own names may be in it
+    return re.sub(r"^HTTPS?Connection\([^)]*\): ", "", line) or type(error).__name__

@@ -19,7 +19,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstjax import checkpoint
+from nstjax import checkpoint, files
 from nstjax.errors import InputError
 
 
@@ -222,14 +222,13 @@ def test_keep_leaves_the_last_and_the_best(tmp_path):
         checkpoint.save(tmp_path, step, {"x": 1}, {"loss": loss})
     damaged = tmp_path / "checkpoint-00000099.safetensors"
     damaged.write_bytes(b"")
-    old, new = tmp_path / ".0123456789abcdef.tmp", tmp_path / ".fedcba9876543210.tmp"
-    for path in (old, new, tmp_path / "note.tmp"):
+    for path in (tmp_path / ".nstjax-0123456789abcdef.tmp", tmp_path / "note.tmp"):  # a killed process's, and a user's
         path.write_bytes(b"")
-    os.utime(old, (0, 0))
-    checkpoint.keep(tmp_path, last=2)
-    names = {path.name for path in tmp_path.iterdir()}
+    with files.temporary(tmp_path / "other") as living:
+        checkpoint.keep(tmp_path, last=2)
+        names = {path.name for path in tmp_path.iterdir()}
     steps = (1, 7, 8, 99)
-    assert names == {f"checkpoint-{step:08d}.safetensors" for step in steps} | {new.name, "note.tmp"}
+    assert names == {f"checkpoint-{step:08d}.safetensors" for step in steps} | {living.name, "note.tmp"}
     checkpoint.keep(tmp_path, last=1, best="accuracy")
     assert checkpoint.latest(tmp_path).name == "checkpoint-00000008.safetensors"
     assert not (tmp_path / "checkpoint-00000001.safetensors").exists()
@@ -268,7 +267,7 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
 SAVER = """
 import itertools, sys
 import numpy as np
-from nstjax import checkpoint
+from nstjax import checkpoint, files
 for step in itertools.count(int(sys.argv[2])):
     tree = {name: np.full((512, 512), step, np.float32) for name in "abcdefgh"}
     checkpoint.save(sys.argv[1], step, tree, {"loss": -step})

@@ -1,5 +1,6 @@
 """Batches of pictures that the tests make themselves, from folders and through the true COCO builder of TFDS."""
 
+import errno
 import importlib.util
 import io
 import json
@@ -306,8 +307,38 @@ def test_what_cannot_be_read_is_skipped_and_logged_once(tmp_path, caplog):
     assert len(lines) == len(source.skipped) == len(bad) + 1
     assert {*lines} == {f"skipped {line}" for line in source.skipped.values()}
     for name in [*bad, "broken.jpg"]:
-        assert sum(" ".join(name.splitlines()) in line for line in lines) == 1
+        assert sum(name.replace("\n", "\\n") in line for line in lines) == 1
     assert all(len(line.splitlines()) == 1 for line in lines)
+
+
+def test_a_bad_link_folder_or_name_does_not_spoil_the_rest(tmp_path, monkeypatch, caplog):
+    strange = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "in" / "closed").mkdir(parents=True)
+    for name in ("a.png", strange):
+        Image.fromarray(noise(20, 20)).save(tmp_path / "in" / name)
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "in" / "one").symlink_to("two")
+    (tmp_path / "in" / "two").symlink_to("one")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in" / "pipe.png").symlink_to(tmp_path / "pipe")
+    plain = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with caplog.at_level(logging.WARNING):
+        names = {path.name for path in data.listed(tmp_path / "in")}
+        assert names == {"a.png", strange, "loop.png", "pipe.png"}
+        take(5, data.folder(tmp_path / "in"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "nstjax.data"]
+    assert sum("closed: cannot be listed" in line for line in lines) == 2  # it was listed twice
+    assert sum("loop.png" in line for line in lines) == 1 and all(line.isprintable() for line in lines)
+    monkeypatch.setattr(os, "scandir", lambda path: (_ for _ in ()).throw(PermissionError(errno.EACCES, "denied")))
+    assert "cannot be listed" in refused(data.folder, tmp_path / "in")
 
 
 def test_another_picture_takes_the_place_of_one_that_cannot_be_read(spoilt):

@@ -96,8 +96,10 @@ def test_same_seed_same_bytes_and_other_seed_other_picture(run):
 
 
 def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
-    path = run("--seed", "7")
+    path = run("--init", "noise", "--seed", "7")
     before = path.read_bytes()
+    assert str(tmp_path).encode() not in before  # names of files, not of folders
+    monkeypatch.chdir(tmp_path)
     told = images.metadata(path)
     command = shlex.split(told["Command"])
     assert command[0] == "python" and command[1].endswith("gatys.py") and "--seed" in command
@@ -106,6 +108,20 @@ def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", command[1:])
     tyro.cli(gatys.main)
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_no_arguments_cost_the_picture(run, tmp_path, monkeypatch, suffix):
+    strange = os.fsdecode(b"caf\xe9\x1b[31m\n") + 9 * "\U0001f600"
+    photo = picture(tmp_path / "photo.png", 3).rename(tmp_path / f"{strange}.png")
+    monkeypatch.setattr(terminal, "MAX_COMMAND", 300)
+    path = run("--content", photo, f"--init={photo}", output=f"o{strange}.{suffix}", steps=1)
+    command = images.metadata(path)["Command"]
+    assert command.isprintable() and "caf\ufffd" in command and str(tmp_path) not in command
+
+
+def test_metadata_can_be_left_out(run):
+    assert images.metadata(run("--no-metadata", steps=1)) == {}
 
 
 @pytest.mark.parametrize(
@@ -167,6 +183,36 @@ def test_frames_are_of_the_final_size(run, tmp_path):
     assert {images.load(frame).shape for frame in frames} == {(84, 96, 3)}
 
 
+def test_frames_and_plots_replace_those_of_earlier_runs_alone(run, tmp_path, capsys):
+    flags = ["--frames", tmp_path / "frames", "--curve", tmp_path / "loss.csv"]
+    run(*flags, steps=1)
+    run(*flags, steps=1)
+    for own in (tmp_path / "frames" / "00003.jpg", tmp_path / "loss.png"):
+        before = picture(own, 5).read_bytes()
+        with pytest.raises(SystemExit) as stop:
+            run(*flags, steps=1)
+        assert stop.value.code == 2 and own.name in capsys.readouterr().err.splitlines()[-1]
+        assert own.read_bytes() == before
+        own.unlink()
+
+
+def test_a_style_to_start_from_is_cropped_not_stretched(run, tmp_path):
+    tall = picture(tmp_path / "tall.png", 7, (60, 120))
+    path = run("--style", tall, "--init", "style", "--style-weight", "0", "--content-weight", "1e-9", steps=1)
+    whole = images.load(tall, size=(96, 48))
+    assert np.abs(images.load(path) - whole[27:69]).mean() < 0.02
+
+
+@pytest.mark.parametrize("init", ["style", "file"])
+def test_a_start_lies_inside_the_margin_of_a_wider_canvas(gatys, tmp_path, init):
+    path = picture(tmp_path / "start.png", 3)
+    job = gatys.Job(path, (path,), 1.0, 0)
+    content = np.zeros((56 + 20, 64 + 20, 3), np.float32)
+    first = gatys.first_picture(job, content, init=path if init == "file" else init, margin=10)
+    assert first.shape == content.shape
+    np.testing.assert_array_equal(first[10:-10, 10:-10], images.load(path))
+
+
 def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
     # Without averaging, whose result is not the picture of the last loss.
     flags = ["--preset", "gatys", "--scales", "1"]
@@ -196,6 +242,18 @@ def test_a_grid_paints_every_combination(run, tmp_path):
     error = np.abs(alone - together).mean()
     assert error < 1 / 255
     assert all(error < 0.1 * np.abs(alone - other).mean() for other in others if other.shape == alone.shape)
+
+
+def test_pictures_of_a_grid_have_names_of_their_own(run, tmp_path):
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    contents = [picture(tmp_path / f"{name}.png", i) for i, name in enumerate(("a/x", "b/x", "b/X-s", "b/x-2"))]
+    styles = [picture(tmp_path / f"{name}.png", 10 + i) for i, name in enumerate(("a/s", "b/s-s"))]
+    weights = ["--style-weight", "1", "1.0000001", "1.0000001"]
+    run("--grid", "--content", *contents, "--style", *styles, *weights, output="out/sheet.png", steps=1)
+    names = [path.name.lower() for path in (tmp_path / "out").iterdir()]
+    assert len(names) == len(set(names)) == 1 + 4 * 2 * 2
+    assert {"sheet-x-s-weight1.png", "sheet-x-3-s-s-weight1.0000001.png"} <= set(names)
 
 
 def test_weights_in_a_grid(run, tmp_path):
@@ -251,6 +309,16 @@ def test_devices_paint_the_same_picture(run):
 # --- refusals: one line, exit status 2, nothing lost
 
 
+def linked(path, target):
+    path.symlink_to(target)
+    return path
+
+
+def pipe(path):
+    os.mkfifo(path)
+    return path
+
+
 def corrupt(path):
     path.write_bytes(picture(path, 1).read_bytes()[:300])
     return path
@@ -282,6 +350,63 @@ BAD = {
     "strength and weights": lambda d: (["--strength", "0.5", "--style-weight", "3"], "--strength"),
     "negative weight": lambda d: (["--tv-weight", "-1"], "--tv-weight"),
     "nan weight": lambda d: (["--style-weight", "nan"], "--style-weight"),
+    "output is the content": lambda d: (["--output", d / "content.png"], "content.png: is an input"),
+    "output is the style": lambda d: (["--output", d / "style.png"], "style.png: is an input"),
+    "output is the start": lambda d: (["--init", d / "picture.png"], "picture.png: is an input"),
+    "output is a mask": lambda d: (["--content-mask", d / "picture.png"], "picture.png: is an input"),
+    "output is a style mask": lambda d: (["--style-mask", d / "picture.png"], "picture.png: is an input"),
+    "output is the weights": lambda d: (["--weights", d / "picture.png"], "picture.png: is an input"),
+    "output is a bundled picture": lambda d: (["--output", ROOT / "nstjax/pictures/gale.jpg"], "gale.jpg: is an input"),
+    "output linked to the content": lambda d: (["--output", linked(d / "l.png", d / "content.png")], "l.png: is an"),
+    "plot over the picture": lambda d: (["--curve", d / "picture.csv"], "picture.png: another output"),
+    "plot over the content": lambda d: (["--curve", d / "content.csv"], "content.png: is an input"),
+    "frames over the content": lambda d: (
+        ["--content", picture(d / "00001.jpg", 1), "--frames", d],
+        "00001.jpg: is an input",
+    ),
+    "frames over somebody's picture": lambda d: (
+        ["--frames", picture(d / "00007.jpg", 1).parent],
+        "00007.jpg: is there",
+    ),
+    "frames over the output": lambda d: (["--frames", d, "--output", d / "00001.jpg"], "00001.jpg: other outputs"),
+    "frames under the output": lambda d: (["--frames", d / "a.png", "--output", d / "a.png"], "a.png: would be both"),
+    "grid over the content": lambda d: (
+        ["--content", picture(d / "picture-s.png", 1), "--style", picture(d / "s.png", 1), d / "style.png", "--grid"],
+        "picture-s.png: is an input",
+    ),
+    "device as output": lambda d: (["--output", linked(d / "null.png", Path("/dev/null"))], "null.png: is a device"),
+    "pipe as output": lambda d: (["--output", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
+    "long output": lambda d: (["--output", d / f"{252 * 'a'}.png"], "too long"),
+    "long names in a grid": lambda d: (
+        ["--grid", "--content", *(picture(d / f"{250 * c}.png", 1) for c in "ab")],
+        "too long",
+    ),
+    "long curve": lambda d: (["--curve", d / f"{252 * 'a'}.csv"], "too long"),
+    "pipe as content": lambda d: (["--content", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
+    "pipe as style": lambda d: (["--style", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
+    "pipe as mask": lambda d: (["--content-mask", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
+    "device as start": lambda d: (["--init", "/dev/zero"], "/dev/zero: is a device"),
+    "strange name": lambda d: (["--content", d / "\x1b[31m\n.png"], "\\x1b[31m\\n.png: no such file"),
+    "mask of another aspect": lambda d: (
+        ["--content-mask", picture(d / "m.png", 1, (64, 64))],
+        "m.png: --content-mask",
+    ),
+    "style mask of another aspect": lambda d: (["--style-mask", picture(d / "m.png", 1, (56, 64))], "m.png: --style-m"),
+    "start of another aspect": lambda d: (["--init", picture(d / "m.png", 1, (64, 58))], "m.png: --init"),
+    "negative seed": lambda d: (["--init", "noise", "--seed", "-1"], "--seed -1"),
+    "large seed": lambda d: (["--init", "noise", "--seed", str(2**70)], "--seed"),
+    "seed of nothing": lambda d: (["--seed", "0"], "--seed"),
+    "frames-every without frames": lambda d: (["--frames-every", "5"], "--frames-every"),
+    "blend of one style": lambda d: (["--style-blend", "1"], "--style-blend"),
+    "a style layer twice": lambda d: (["--style-layers", "relu1_1", "relu1_1"], "relu1_1"),
+    "a content layer twice": lambda d: (["--content-layers", "relu4_2", "relu4_2"], "relu4_2"),
+    "style layers that weigh nothing": lambda d: (
+        ["--style-layers", "relu1_1", "--style-layer-weights", "0"],
+        "--style-layer-weights",
+    ),
+    "style layers of no style": lambda d: (["--style-weight", "0", "--style-layers", "relu1_1"], "--style-layers"),
+    "style mask of no style": lambda d: (["--strength", "0", "--style-mask", d / "style.png"], "--style-mask"),
+    "content layers of no content": lambda d: (["--strength", "1", "--content-layers", "relu4_2"], "--content-layers"),
     "nothing to paint": lambda d: (["--style-weight", "0", "--content-weight", "0"], "--style-weight"),
     "no learning rate": lambda d: (["--learning-rate", "0"], "--learning-rate"),
     "no style scale": lambda d: (["--style-scale", "0"], "--style-scale"),
@@ -369,6 +494,25 @@ def test_a_full_disk_loses_nothing(run, monkeypatch, capsys, tmp_path):
         run()
     assert stop.value.code == 2 and "No space left" in capsys.readouterr().err
     assert (tmp_path / "picture.png").read_bytes() == old
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_ctrl_c_while_the_picture_is_saved(run, monkeypatch, capsys, tmp_path, signals):
+    """A first one waits for it, a second one leaves the old one."""
+    old = picture(tmp_path / "picture.png", 5).read_bytes()
+    plain = os.replace
+
+    def replace(*names):
+        for _ in range(signals):
+            signal.raise_signal(signal.SIGINT)
+        plain(*names)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(SystemExit) as stop:
+        run(steps=1)
+    assert stop.value.code == 130 and "Traceback" not in capsys.readouterr().err
+    assert ((tmp_path / "picture.png").read_bytes() == old) == (signals == 2)
     assert not list(tmp_path.glob(".*"))
 
 

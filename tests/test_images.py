@@ -632,6 +632,35 @@ def test_metadata_that_would_spoil_the_picture_is_refused(tmp_path, name):
     assert not os.listdir(tmp_path)
 
 
+def test_metadata_that_is_no_text_does_not_cost_the_picture(tmp_path):
+    for suffix in (".png", ".jpg", ".webp", ".tif"):
+        images.save(tmp_path / f"a{suffix}", np.zeros((16, 16, 3)), metadata={"name": "caf\udce9\0\x1b"})
+        assert images.metadata(tmp_path / f"a{suffix}")["name"].startswith("caf")
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ((341, 512), (3000, 4500), True),
+        ((64, 64), (56, 64), False),
+        ((100, 33), (300, 100), True),
+        ((3, 10), (300, 1000), True),
+        ((1000, 1000), (1015, 1000), True),
+        ((1000, 1000), (1025, 1000), False),
+        ((4, 4), (100, 80), False),
+        ((600, 800), (800, 600), False),
+    ],
+)
+def test_aspects_agree_up_to_rounding(tmp_path, one, other, same):
+    assert images.same_aspect(one, other) is images.same_aspect(other, one) is same
+    Image.new("RGB", one[::-1]).save(tmp_path / "a.png")
+    if same:
+        images.check_aspect(tmp_path / "a.png", other, "--flag")
+    else:
+        message = refused(images.check_aspect, tmp_path / "a.png", other, "--flag")
+        assert "a.png: --flag has" in message and "another aspect" in message
+
+
 def test_metadata_of_foreign_files(tmp_path):
     exif = Image.Exif()
     exif[0x010E] = "a cat"

@@ -376,6 +376,47 @@ def test_names_in_words():
     assert reconstruct.spans(["conv1_1", "relu1_1"], ["conv1_1", "relu1_1"]) == "conv1_1 and relu1_1"
 
 
+@pytest.mark.parametrize("name", ["reconstruct", "ablate_features", "ablate_iterations", "ablate_losses"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--content", "{here}/sheet.png"], "sheet.png: is an input"),
+        (["--style", "{here}/runs/a.png"], "runs/a.png: is an input"),
+        (["--style", "{here}/link.png"], "runs/a.png: is an input ("),
+        (["--seed", "-1"], "--seed -1: give a number from 0"),
+        (["--seed", str(2**32)], "--seed 4294967296"),
+    ],
+)
+def test_a_study_writes_over_no_input(tmp_path, capsys, monkeypatch, name, given, told):
+    (tmp_path / "runs").mkdir()
+    for path in (tmp_path / "sheet.png", tmp_path / "runs" / "a.png"):
+        images.save(path, np.zeros((40, 40, 3)))
+    (tmp_path / "link.png").symlink_to(tmp_path / "runs" / "a.png")
+    given = ["--output", tmp_path, "--quick", *(part.format(here=tmp_path) for part in given)]
+    assert_refused(partial(commands.run, monkeypatch, name, *given), told, capsys, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["--weights", "{here}/results.json"], "results.json: is an input"),
+        (["--adain", "{here}/runs/a.png"], "runs/a.png: is an input"),
+        (["--reference", "{here}/sheet.png"], "sheet.png: is an input"),
+        (["--style", "{here}/pipe"], "pipe: is a FIFO, not a regular file"),
+    ],
+)
+def test_every_input_counts(tmp_path, capsys, monkeypatch, given, told):
+    (tmp_path / "runs").mkdir()
+    for path in (tmp_path / "sheet.png", tmp_path / "runs" / "a.png", tmp_path / "results.json"):
+        images.save(path.with_suffix(".png"), np.zeros((40, 40, 3)))
+        path.with_suffix(".png").rename(path)
+    images.save(tmp_path / "content.png", np.ones((40, 40, 3)))
+    os.mkfifo(tmp_path / "pipe")
+    given = ["--content", "{here}/content.png", "--output", "{here}", "--quick", *given]
+    given = [part.format(here=tmp_path) for part in given]
+    assert_refused(partial(commands.run, monkeypatch, "ablate_optimizers", *given), told, capsys, monkeypatch)
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

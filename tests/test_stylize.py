@@ -82,6 +82,36 @@ def test_folders_patterns_and_files_keep_their_names(run, tmp_path, monkeypatch,
     np.testing.assert_array_equal(images.load(out / "deep" / "a.png"), alone)
 
 
+def test_photographs_of_one_name_get_pictures_of_their_own(run, tmp_path):
+    inside = ["photo.jpg", "photo.png", "PHOTO.webp", "photo-2.png", "deep/photo.png"]
+    files = [photograph(tmp_path / "in" / name, i) for i, name in enumerate(inside[:4])]
+    files.append(photograph(tmp_path / "in" / "deep" / "photo.png", 4))
+    out = run(content=[tmp_path / "in"], output="out")
+    painted = {str(path.relative_to(out)).lower() for path in out.rglob("*.png")}
+    assert painted == {"photo.png", "photo-2.png", "photo-3.png", "photo-4.png", "deep/photo.png"}
+    out = run(content=[tmp_path / "in" / "photo.png", tmp_path / "in" / "deep" / "photo.png"], output="two")
+    alone = images.load(run(content=[tmp_path / "in" / "deep" / "photo.png"], output="alone.png"))
+    np.testing.assert_array_equal(images.load(out / "photo-2.png"), alone)
+    assert not np.array_equal(images.load(out / "photo.png"), alone)
+
+
+def test_a_bad_name_or_link_does_not_stop_the_others(run, tmp_path, capsys):
+    photograph(tmp_path / "in" / "good.png", 1)
+    photograph(tmp_path / "in" / "a.png", 1).rename(tmp_path / "in" / f"{251 * 'n'}.qoi")
+    photograph(tmp_path / "in" / "a.png", 1).rename(tmp_path / "in" / f"{252 * 'm'}.gi")
+    photograph(tmp_path / "in" / "a.png", 1).rename(tmp_path / "in" / os.fsdecode(b"\xff\x1b[31m.png"))
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "in" / "pipe.png").symlink_to(tmp_path / "pipe")
+    with pytest.raises(SystemExit) as stop:
+        run(content=[tmp_path / "in", tmp_path / "in" / f"{252 * 'm'}.gi"], output="out")
+    said = capsys.readouterr()
+    assert stop.value.code == 1 and "saved 3 of 6" in said.out
+    told = [line for line in said.err.splitlines() if line.startswith("stylize.py:")]
+    assert len(told) == 3 and all(line.isprintable() for line in told)
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
 def test_batches_paint_the_same_pictures(run, tmp_path):
     content = [photograph(tmp_path / "in" / f"{i}.png", i, size=(40, 36 if i % 2 else 30)) for i in range(5)]
     one, two = run(content=content, output="one"), run("--batch-size", 2, content=content, output="two")
@@ -161,8 +191,9 @@ def test_texture_nets_follow_their_seed(run, tmp_path, monkeypatch):
     assert np.abs(first - other).mean() > 1 / 255
     made = run("--size", 33, content=[], style=tmp_path / "t.safetensors", output="texture.png")
     assert images.load(made).shape == (33, 33, 3)
-    with pytest.raises(SystemExit):
-        run(style=tmp_path / "t.safetensors")
+    for flags in ([], ["--strength", "1"], ["--preserve-color", "luminance"], ["--batch-size", "2"]):
+        with pytest.raises(SystemExit):
+            run(*flags, content=[] if flags else None, style=tmp_path / "t.safetensors")
 
 
 def test_adain_paints_like_its_paintings(run, tmp_path, monkeypatch):
@@ -196,6 +227,11 @@ def test_adain_paints_like_its_paintings(run, tmp_path, monkeypatch):
 # --- refusals
 
 
+def linked(path, target):
+    path.symlink_to(target)
+    return path
+
+
 def film(path):
     path.write_bytes(b"no video")
     return path
@@ -207,12 +243,47 @@ BAD = {
     "empty folder": lambda d: ({"content": [(d / "none").mkdir() or d / "none"]}, [], "none"),
     "corrupt content": lambda d: ({"content": [film(d / "cut.png")]}, [], "cut.png"),
     "no content": lambda d: ({"content": []}, [], "--content"),
-    "same names": lambda d: (
-        {"content": [photograph(d / "x" / "a.png", 1), photograph(d / "y" / "a.jpg", 1)]},
-        [],
-        "another photograph",
-    ),
     "output is the photograph": lambda d: ({"output": "photo.png"}, [], "would be overwritten"),
+    "output is the net": lambda d: (
+        {"style": photograph(d / "a.png", 1), "output": "a.png"},
+        [],
+        "would be overwritten",
+    ),
+    "output is the painting": lambda d: (
+        {"output": "p.png"},
+        ["--style-image", photograph(d / "p.png", 1)],
+        "would be overwritten",
+    ),
+    "a folder into itself": lambda d: (
+        {"content": [photograph(d / "in" / "a.png", 1).parent], "output": "in"},
+        [],
+        "would be overwritten",
+    ),
+    "a folder into a link to it": lambda d: (
+        {"content": [photograph(d / "in" / "a.png", 1).parent], "output": linked(d / "out", d / "in").name},
+        [],
+        "would be overwritten",
+    ),
+    "over another's photograph": lambda d: (
+        {"content": [photograph(d / "x" / "a.jpg", 1), photograph(d / "out" / "a.png", 1)], "output": "out"},
+        [],
+        "would be overwritten",
+    ),
+    "a picture and a folder of one name": lambda d: (
+        {"content": [photograph(photograph(d / "in" / "a.jpg", 1).parent / "a.png" / "b.jpg", 1).parent.parent]},
+        [],
+        "both a file and the folder",
+    ),
+    "output is a device": lambda d: ({"output": linked(d / "null.png", "/dev/null").name}, [], "is a device"),
+    "photograph is a pipe": lambda d: ({"content": [os.mkfifo(d / "p.png") or d / "p.png"]}, [], "p.png: is a FIFO"),
+    "net is a pipe": lambda d: ({"style": os.mkfifo(d / "p.pth") or d / "p.pth"}, [], "p.pth: is a FIFO"),
+    "long name": lambda d: ({"content": [d / (300 * "a")]}, [], "no such file"),
+    "escapes": lambda d: ({"content": [d / "\x1b[31m\n.png"]}, [], "\\x1b[31m\\n.png: no such file"),
+    "seed of a transform net": lambda d: ({}, ["--seed", "0"], "--seed"),
+    "large seed": lambda d: ({}, ["--seed", str(2**64)], "--seed"),
+    "strokes of a transform net": lambda d: ({}, ["--style-size", "512"], "--style-size"),
+    "a batch of one": lambda d: ({}, ["--batch-size", "1"], "--batch-size"),
+    "smooth nothing": lambda d: ({}, ["--smooth", "0"], "--smooth"),
     "output of unknown kind": lambda d: ({"output": "out.xyz"}, [], "out.xyz"),
     "video of a photograph": lambda d: ({"output": "out.mp4"}, [], "out.mp4"),
     "picture of a video": lambda d: ({"content": [film(d / "a.mp4")]}, [], "out.png"),
@@ -240,6 +311,7 @@ def test_bad_input_is_refused_in_one_line(run, tmp_path, capsys, case):
     assert len(lines) == 1 and named in lines[0], lines
     after = {path for path in tmp_path.rglob("*") if path.is_file()}
     assert after - set(before) <= {tmp_path / "photo.png"}
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != "photo.png")
 
 
 def test_a_full_disk_loses_nothing(run, monkeypatch, tmp_path, capsys):

@@ -325,11 +325,11 @@ def test_a_sound_file_that_is_not_there_costs_one_line(tmp_path, capsys):
 
 def test_a_painted_video_that_cannot_be_put_in_place_is_left_beside_it(tmp_path):
     target = tmp_path / "painted.mp4"
-    with pytest.raises(InputError, match="left in") as refused, video.writing(target, INFO) as add:
+    with pytest.raises(InputError, match="saved as") as refused, video.writing(target, INFO) as add:
         for frame in ramp():
             add(frame)
         target.mkdir()
-    left = re.search(r"left in (.*\.mp4)", str(refused.value))[1]
+    left = re.search(r"saved as (.*\.mp4)", str(refused.value))[1]
     assert len(list(video.read(left, video.info(left)))) == 12
 
 

