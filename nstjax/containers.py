@@ -1,4 +1,4 @@
-"""PNG, JPEG and WebP files taken apart: what a decoder needs, and what we read ourselves (colour, orientation).
+"""PNG, JPEG, GIF and WebP files taken apart: what a decoder needs, and what we read ourselves (colour, orientation).
 
 Damaged metadata must not cost a sound image, and decoders stumble over it in many ways. So they are given a file
 without metadata; the profile and the EXIF data are parsed here. Damaged ones count as absent, as in browsers.
@@ -71,7 +71,7 @@ def spliced(file: BinaryIO, pieces) -> BinaryIO:
 
 
 def parts(file: BinaryIO) -> Parts:
-    """Take a file apart, if it is PNG, JPEG or WebP; ValueError where what holds the pixels is damaged."""
+    """Take a file apart, if it is PNG, JPEG, GIF or WebP; ValueError where what holds the pixels is damaged."""
     file.seek(0)
     start = file.read(16)
     file.seek(0)
@@ -79,6 +79,8 @@ def parts(file: BinaryIO) -> Parts:
         return _png(file)
     if start.startswith(b"\xff\xd8\xff"):
         return _jpeg(file)
+    if start.startswith((b"GIF87a", b"GIF89a")):
+        return _gif(file)
     if start.startswith(b"RIFF") and start[8:] == b"WEBPVP8X":
         return _webp(file)
     return Parts(file)
@@ -167,7 +169,7 @@ def _png_transparency(header, data):
     values = tuple(value & (2**depth - 1) for value in struct.unpack(f">{count}H", data))
     if depth == 16:
         return b"", values
-    return struct.pack(f">{count}H", *(value * 255 // (2**depth - 1) if depth > 1 else value for value in values)), None
+    return struct.pack(f">{count}H", *(value * 255 // (2**depth - 1) for value in values)), None
 
 
 def _chunk(kind, data):
@@ -223,6 +225,25 @@ def _next_marker(file, position):
             before = byte == 0xFF
         position += len(block)
     return None
+
+
+def _gif(file):
+    """Without comments and what applications add before the first frame."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    head = file.read(13)
+    table = 3 * 2 ** (1 + (head[10] & 7)) if len(head) == 13 and head[10] & 0x80 else 0
+    pieces: list[bytes | tuple[int, int]] = [(0, len(head) + table)]
+    position = len(head) + table
+    file.seek(position)
+    while (start := file.read(2))[:1] == b"!":
+        while length := int.from_bytes(file.read(1)):
+            file.seek(length, os.SEEK_CUR)
+        if start[1:] == b"\xf9":  # says which colour is transparent
+            pieces.append((position, file.tell() - position))
+        position = file.tell()
+    pieces.append((position, max(0, size - position)))
+    return Parts(spliced(file, pieces))
 
 
 def _webp(file):

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from nstjax import containers, profiles, tiff
 
@@ -63,8 +63,7 @@ def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000
     if parts.stream is file:
         exif, profile = image.info.get("exif"), image.info.get("icc_profile")
     if parts.color is not None:
-        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
-        profile = profiles.of_png(parts.color, grey=grey)
+        profile = profiles.of_png(parts.color)
     about, stored = tiff.exif(exif), image.size
     is_huge = stored[0] * stored[1] > huge
     if is_huge and longest:  # not for all, as decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
@@ -94,7 +93,12 @@ def _tiff(file):
 
     def by_pillow():
         with quietly():
-            image = Image.open(stream, formats=("TIFF",))
+            # Of YCbCr, Pillow's own decoder knows no subsampling, libtiff does.
+            TiffImagePlugin.READ_LIBTIFF = about.photometric == 6
+            try:
+                image = Image.open(stream, formats=("TIFF",))
+            finally:
+                TiffImagePlugin.READ_LIBTIFF = False
             image.load()
         return image
 

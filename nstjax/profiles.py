@@ -41,21 +41,27 @@ def to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.I
         source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         takes = "RGB" if mode == "L" and source.profile.xcolor_space.strip() == "RGB" else mode
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
+        if mode == "L":  # of one channel, LCMS would interpolate between a few values, which the dark ones are far from
+            flags |= ImageCms.Flags.NOOPTIMIZE
         transform = ImageCms.buildTransform(source, srgb, takes, "RGB", intent, flags)
         if takes == "RGB" and _changes_nothing(transform):
             return None
-        return lambda image: cast(Image.Image, ImageCms.applyTransform(image.convert(takes), transform))
+        if mode == "L":
+            ramp = Image.frombytes("L", (256, 1), bytes(range(256))).convert(takes)
+            tables = [list(channel.tobytes()) for channel in _applied(transform, ramp).split()]
+            return lambda image: Image.merge("RGB", [image.point(table) for table in tables])
+        return lambda image: _applied(transform, image)
     return None
 
 
-def of_png(chunks: Mapping[bytes, bytes], *, grey: bool) -> bytes | None:
+def of_png(chunks: Mapping[bytes, bytes]) -> bytes | None:
     """The ICC profile that a PNG's chunks mean, None for sRGB: cICP before iCCP, sRGB, cHRM and gAMA (PNG, 4.3).
 
     Damaged ones and unknown code points are passed over. As in Skia, cHRM alone has sRGB's curve, gAMA its primaries.
     """
     cicp = chunks.get(b"cICP", b"")
     if len(cicp) == 4 and cicp[0] in _PRIMARIES and cicp[1] in _CURVES and cicp[2:] == b"\0\1":
-        return None if cicp[:2] == b"\1\15" else build(_PRIMARIES[cicp[0]], _CURVES[cicp[1]], grey=grey)
+        return None if cicp[:2] == b"\1\15" else build(_PRIMARIES[cicp[0]], _CURVES[cicp[1]])
     name, _, packed = chunks.get(b"iCCP", b"").partition(b"\0")
     icc = containers.inflated(packed[1:]) if name and packed[:1] == b"\0" else None
     if icc and icc[36:40] == b"acsp":
@@ -70,14 +76,11 @@ def of_png(chunks: Mapping[bytes, bytes], *, grey: bool) -> bytes | None:
         curve = _SRGB_CURVE if abs(gamma - 45455) <= 455 else (1e5 / gamma,)
     if (primaries, curve) == (_SRGB, _SRGB_CURVE):
         return None
-    return build(primaries, curve, grey=grey)
+    return build(primaries, curve)
 
 
-def build(primaries: tuple[float, ...], curve: Curve, *, grey: bool) -> bytes | None:
-    """An ICC profile (ICC.1:2010) of primaries (x, y of white, red, green, blue) and a curve; None if they are absurd.
-
-    grey: for images of one channel.
-    """
+def build(primaries: tuple[float, ...], curve: Curve) -> bytes | None:
+    """An ICC profile (ICC.1:2010) of primaries (x, y of white, red, green, blue) and a curve; None for absurd ones."""
     points = zip(primaries[::2], primaries[1::2], strict=True)
     xyz = [(x / y, 1.0, (1 - x - y) / y) if y > 0 else None for x, y in points]
     if None in xyz or not 0.01 < curve[0] < 100:
@@ -92,12 +95,9 @@ def build(primaries: tuple[float, ...], curve: Curve, *, grey: bool) -> bytes | 
         return None
     tags = {b"wtpt": b"XYZ \0\0\0\0" + _fixed(_D50)}
     para = b"para\0\0\0\0" + struct.pack(">HH", 0 if len(curve) == 1 else 3, 0) + _fixed(curve)
-    if grey:
-        tags[b"kTRC"] = para
-    else:
-        for letter, column in zip((b"r", b"g", b"b"), columns, strict=True):
-            tags |= {letter + b"XYZ": b"XYZ \0\0\0\0" + _fixed(column), letter + b"TRC": para}
-    return _encode(b"GRAY" if grey else b"RGB ", tags)
+    for letter, column in zip((b"r", b"g", b"b"), columns, strict=True):
+        tags |= {letter + b"XYZ": b"XYZ \0\0\0\0" + _fixed(column), letter + b"TRC": para}
+    return _encode(tags)
 
 
 def _fixed(values):
@@ -105,18 +105,22 @@ def _fixed(values):
     return struct.pack(f">{len(values)}i", *(round(65536 * float(value)) for value in values))
 
 
-def _encode(space, tags):
+def _encode(tags):
     start, table, body = 132 + 12 * len(tags), b"", b""
     for name, data in tags.items():
         table += struct.pack(">4sII", name, start + len(body), len(data))
         body += data + bytes(-len(data) % 4)
-    head = struct.pack(">I4xI4s4s4s12x4s", start + len(body), 0x04200000, b"mntr", space, b"XYZ ", b"acsp")
+    head = struct.pack(">I4xI4s4s4s12x4s", start + len(body), 0x04200000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
     return (head.ljust(68, b"\0") + _fixed(_D50)).ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
+
+
+def _applied(transform, image) -> Image.Image:
+    return cast(Image.Image, ImageCms.applyTransform(image, transform))
 
 
 def _changes_nothing(transform):
     """Whether no colour moves by over 2 levels: most profiles are sRGB, and to apply it adds noise."""
     steps = np.linspace(0, 255, 16).astype(np.uint8)
     lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
+    moved = np.asarray(_applied(transform, Image.fromarray(lattice)))
     return np.abs(moved.astype(int) - lattice).max() <= 2

@@ -26,6 +26,7 @@ _NEEDED = (254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293,
 _NEEDED += (332, 338, 339, 347, *range(512, 522), 529, 530, 531, 532, 50674)
 _NAMES = {4: "transparency mask", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "raw camera data", 32844: "LogL"}
 _NAMES |= {32845: "LogLuv", 34892: "raw camera data", 6: "YCbCr", 8: "CIE L*a*b*"}
+_PILLOWS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000}  # compressions that Pillow decodes
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels of a photometric interpretation
 
 
@@ -83,6 +84,7 @@ class Layout(NamedTuple):
     premultiplied: bool
     compression: int
     order: str  # "<" or ">"
+    big: bool  # BigTIFF
     reversed: bool  # whether the bits of each byte are
     segment: int  # bytes of the largest strip or tile, decompressed
 
@@ -131,10 +133,8 @@ def _values(file, inline, kind, count, order):
     if length > len(inline):
         (at,) = struct.unpack(order + ("Q" if len(inline) == 8 else "I"), inline)
         back, size = file.tell(), file.seek(0, os.SEEK_END)
-        if length > size:
-            raise struct.error("cut short")
         file.seek(at)
-        inline = file.read(length)
+        inline = file.read(length) if length <= size else b""
         file.seek(back)
     return struct.unpack(f"{order}{count}{letter}", inline[:length])
 
@@ -198,7 +198,19 @@ def layout(found: Directory) -> Layout:
     size = width, height
     order, mirrored = found.order, found.number(266, 1) == 2
     return Layout(
-        size, photometric, bits[0], kind, samples, planar, alpha, premultiplied, compression, order, mirrored, segment
+        size,
+        photometric,
+        bits[0],
+        kind,
+        samples,
+        planar,
+        alpha,
+        premultiplied,
+        compression,
+        order,
+        found.big,
+        mirrored,
+        segment,
     )
 
 
@@ -208,7 +220,7 @@ _CONVERT = "which cannot be read; convert it to RGB of 8 or 16 bits"
 def by_pillow(about: Layout) -> bool:
     """Whether Pillow decodes it, and right (compared with tifffile for each of these)."""
     spare = about.samples - about.colours
-    if about.reversed and (about.bits > 8 or about.samples > 1):
+    if about.compression not in _PILLOWS or (about.reversed and about.bits > 1) or (about.big and about.order == ">"):
         return False
     if about.samples == 1 and (about.kind, about.bits) in (("i", 32), ("f", 32)):
         return about.photometric == 1 and (about.order == "<" or about.compression == 1)  # else bytes come swapped
@@ -221,7 +233,9 @@ def by_pillow(about: Layout) -> bool:
         return spare == 0
     if about.photometric == 1:
         return spare == 0 or (spare == 1 and about.bits == 8 and not about.planar)
-    return about.bits == 8 and spare <= (about.photometric == 2) and (not about.planar or about.photometric in (2, 5))
+    if about.planar and (about.photometric not in (2, 5) or (spare and about.alpha is None) or about.premultiplied):
+        return False
+    return about.bits == 8 and spare <= (about.photometric == 2)
 
 
 def decode(stream: BinaryIO, about: Layout) -> Image.Image:
@@ -245,8 +259,8 @@ def decode(stream: BinaryIO, about: Layout) -> Image.Image:
             for plane, values, corner in _blocks(page, used):
                 for number, levels in _levels(plane, values, about, scales, colormap):
                     planes[number].paste(Image.fromarray(levels), corner)
-    except (ValueError, NotImplementedError, ImportError) as error:
-        if "imagecodecs" in str(error) or "fpdelta" in str(error):
+    except Exception as error:  # of a codec that is missing, tifffile tells in several ways
+        if "imagecodecs" in str(error):
             what = f"is compressed in a way (TIFF compression {about.compression}) that needs imagecodecs"
             raise Unsupported(f'{what}: pip install "nstjax[formats]"') from error
         raise
@@ -265,7 +279,7 @@ def _tifffile() -> Any:
 
 def _blocks(page, used):
     """Yield (number among `used`, values [h, w], (left, top)) of each strip or tile, a few rows at a time."""
-    for data, (_, plane, _, top, left, _), (_, h, w, _) in page.segments(maxworkers=1):
+    for data, (plane, _, top, left, _), (_, h, w, _) in page.segments(maxworkers=1):
         if data is None:
             raise ValueError("a strip or tile is missing")
         data = data[0, :h, :w]
