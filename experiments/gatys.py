@@ -181,7 +181,8 @@ def main(
         # A panorama becomes too narrow before it becomes short.
         wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
-    check_pictures(sizes[0], flags)
+    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
+    check_pictures(sizes[0], flags, memory.for_images(limit))
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
     margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
     canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
@@ -191,7 +192,6 @@ def main(
     params = features.load(network, weights, layers=layers, like=usual)
 
     largest = max((images.shape(path, size=recipe.size) for path in content), key=math.prod)
-    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
     mesh = stream.mesh(devices) if devices > 1 else None
     place = None if mesh is None else partial(stream.shardings, mesh)
@@ -445,15 +445,19 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def check_pictures(size, flags):
-    """Refuse pictures that cannot be read, or are too small or narrow at the smallest size, before any work."""
-    contents = [images.load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
+def check_pictures(size, flags, limit):
+    """Refuse pictures that cannot be read, are too small or narrow at the smallest size, or too large for the memory.
+
+    limit: bytes that reading one may take.
+    """
+    load = partial(images.load, limit=limit)
+    contents = [load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
-        images.load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
+        load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
     for path in flags["content_mask"] + flags["style_mask"]:
-        images.load_mask(path, shape=contents[0].shape[:2])
+        images.load_mask(path, shape=contents[0].shape[:2], limit=limit)
     if flags["init"] not in ("content", "noise", "gray", "style"):
-        images.load(flags["init"], size=contents[0].shape[:2])
+        load(flags["init"], size=contents[0].shape[:2])
 
 
 def losses_of(recipe, extract, measure, distance):

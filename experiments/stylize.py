@@ -116,7 +116,7 @@ def main(
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     if isinstance(net, nets.Decoder):
         blend = style_blend or (1.0,) * len(style_image)
-        net_paint, mix = with_adain(net, variables, style_image, blend, style_size, alpha=strength), 1.0
+        net_paint, mix = with_adain(net, variables, style_image, blend, style_size, limit, alpha=strength), 1.0
     else:
         net_paint, mix = with_net(net, variables, limit, seed), strength
     finish = jax.jit(jax.vmap(partial(finished, strength=mix, preserve_color=preserve_color)))
@@ -128,7 +128,7 @@ def main(
     if films:
         paint_video(films[0], output, paint, size=size, batch_size=batch_size, smooth=smooth)
     elif content:
-        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size)
+        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size, limit=memory.for_images(limit))
     else:
         images.check_writable(output)
         side = size or 512
@@ -224,9 +224,9 @@ def with_net(net, variables, limit, seed):
     return partial(paint_with_noise, variables)
 
 
-def with_adain(decoder, variables, paintings, blend, size, *, alpha):
+def with_adain(decoder, variables, paintings, blend, size, limit, *, alpha):
     """photographs [N, H, W, 3] -> pictures in the style of paintings."""
-    loaded = [images.load(path, size=size) for path in paintings]
+    loaded = [images.load(path, size=size, limit=memory.for_images(limit)) for path in paintings]
     params = features.load("vgg19", layers=("relu4_1",))
     target = adain.blend(jnp.concatenate([adain.targets(params, each[None]) for each in loaded]), blend)
     decoder = decoder.clone(fast=jax.default_backend() == "cpu")
@@ -251,7 +251,7 @@ def finished(photograph, picture, *, strength, preserve_color):
     return picture
 
 
-def paint_pictures(jobs, output, paint, *, size, batch_size):
+def paint_pictures(jobs, output, paint, *, size, batch_size, limit):
     """Paint (photograph, target) one batch after another. What cannot be read is named, and told by the exit status."""
     refused, done = 0, 0
 
@@ -275,8 +275,9 @@ def paint_pictures(jobs, output, paint, *, size, batch_size):
             loaded = []
             for path, target in batch:
                 try:
-                    photograph = images.load(path, size=size)
-                    loaded.append((target, photograph, images.load_alpha(path, shape=photograph.shape[:2])))
+                    photograph = images.load(path, size=size, limit=limit)
+                    alpha = images.load_alpha(path, shape=photograph.shape[:2], limit=limit)
+                    loaded.append((target, photograph, alpha))
                 except InputError as error:
                     refuse(error)
             if not loaded:

@@ -21,7 +21,7 @@ READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG200
 _OPTIONAL = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # what reads them; both register with Pillow
 # Bytes per pixel that a decoder holds beside the image, measured.
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # per pixel, of Pillow's modes; else 4
-_WORKSPACE = {"WEBP": 16, "AVIF": 16, "JPEG2000": 24, "QOI": 12, "HEIF": 16, "JXL": 24, "PPM": 8, "GIF": 4}
+_WORKSPACE = {"WEBP": 13, "AVIF": 12, "JPEG2000": 20, "QOI": 6, "HEIF": 16, "JXL": 24, "PPM": 4, "GIF": 1}
 _QUIET = threading.Lock()
 
 

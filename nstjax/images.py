@@ -41,7 +41,7 @@ def load(path, *, size=None, minimum=1, source_minimum=16, limit: float | None =
     path: of the file, or a binary file object (its `name` is used in errors).
     size: the long side, (w, h) -> (round(w*k), round(h*k)) with k = size / max(w, h), or a (height, width);
     by Pillow's LANCZOS on 8 bits.
-    limit: bytes of memory that it may take at its peak, by default 0.7 of what the computer has free.
+    limit: bytes of memory that it may take at its peak; by default 0.7 of what is free, but at least 1 GB.
     InputError where a side comes out under `minimum`, is under `source_minimum` in the file, or the file is missing, no
     picture, corrupt, cut short, over MAX_PIXELS or over the limit, which its header tells before it is decoded.
     """
@@ -59,8 +59,8 @@ def load(path, *, size=None, minimum=1, source_minimum=16, limit: float | None =
         if target[0] * target[1] > MAX_PIXELS:
             raise files.refusal(name, f"{target[0]}x{target[1]} px is over {MAX_PIXELS:,} pixels; lower the size")
         _check_memory(name, opened, target, limit)
-        bands = (_flatten(each, "white").convert("RGB") for each in _bands(opened))
-        return _unit(_resized(bands, opened, target, "RGB", Image.Resampling.LANCZOS), target)
+        bands = (_flatten(each, "white") for each in _bands(opened))
+        return _unit(_resized(bands, opened, target, Image.Resampling.LANCZOS), target)
 
 
 def load_mask(path, *, shape, limit: float | None = None) -> np.ndarray:
@@ -74,7 +74,7 @@ def load_mask(path, *, shape, limit: float | None = None) -> np.ndarray:
         opened = opened._replace(profile=None)
         _check_memory(name, opened, target, limit)
         bands = (_flatten(each, "black").convert("L").convert("F") for each in _bands(opened))
-        grey = _joined(_resized(bands, opened, target, "F", Image.Resampling.BILINEAR), "F", target)
+        grey = _joined(_resized(bands, opened, target, Image.Resampling.BILINEAR), target)
         mask = np.clip(np.asarray(grey, np.float32) / 255, 0, 1)
         if not mask.any():
             raise files.refusal(name, "the mask is all black, so nothing is inside; paint the region white")
@@ -90,7 +90,7 @@ def load_alpha(path, *, shape, limit: float | None = None) -> np.ndarray | None:
         opened = opened._replace(profile=None)
         _check_memory(name, opened, target, limit)
         bands = (alpha or Image.new("L", picture.size, 255) for picture, alpha in _bands(opened))
-        alpha = _joined(_resized(bands, opened, target, "L", Image.Resampling.LANCZOS), "L", target)
+        alpha = _joined(_resized(bands, opened, target, Image.Resampling.LANCZOS), target)
         opacity = np.asarray(alpha, np.float32) / 255
         return None if opacity.min() == 1 else opacity
 
@@ -192,10 +192,12 @@ def _check_file(name, file):
 def _check_memory(name, opened, target, limit):
     """InputError if decoding and resizing would take more than `limit` bytes at their peak, by the header."""
     if limit is None:
-        limit = 0.7 * host.free_memory()
-    (w, h), height = target, opened.pixels[opened.orientation < 5]
-    pixels = math.prod(opened.pixels)
-    needed = opened.needed + 4 * (pixels if pixels <= WHOLE else w * height) + 16 * w * h + 40 * BAND
+        limit = max(0.7 * host.free_memory(), 1e9)
+    (w, h), stored = target, math.prod(opened.pixels)
+    across, down = opened.pixels[::-1] if opened.orientation >= 5 else opened.pixels
+    needed = opened.needed + 40 * BAND + 12 * w * h
+    if target != (across, down):
+        needed += 4 * (stored if stored <= WHOLE else w * down) + 4 * w * h
     if needed > limit:
         what = f"{opened.size[0]}x{opened.size[1]} px needs {needed / 1e9:.2g} GB of memory to read"
         advice = "shrink it first, or raise --memory-limit"
@@ -224,7 +226,7 @@ def _bands(opened):
         yield band.convert("RGB") if band.mode == "CMYK" else band, alpha
 
 
-def _resized(bands, opened, target, mode, filter):
+def _resized(bands, opened, target, filter):
     """Yield bands of what Image.resize makes of the whole; of over WHOLE pixels only narrowed rows are kept.
 
     Image.resize works along rows, rounds, and then works along columns (in Pillow 13 the other way round where the
@@ -233,29 +235,29 @@ def _resized(bands, opened, target, mode, filter):
     w, h = opened.pixels[::-1] if opened.orientation >= 5 else opened.pixels
     if (w, h) == target:
         yield from bands
-    elif w * h <= WHOLE:
-        yield _joined(bands, mode, (w, h)).resize(target, filter)
-    else:
-        yield _joined((band.resize((target[0], band.height), filter) for band in bands), mode, (target[0], h)).resize(
-            target, filter
-        )
+        return
+    if w * h > WHOLE:
+        bands, w = (band.resize((target[0], band.height), filter) for band in bands), target[0]
+    yield _joined(bands, (w, h)).resize(target, filter)
 
 
-def _joined(bands, mode, size):
-    whole, top = Image.new(mode, size), 0
+def _joined(bands, size):
+    """One picture of bands from top to bottom."""
+    top, whole = 0, None
     for band in bands:
+        whole = whole or Image.new(band.mode, size)
         whole.paste(band, (0, top))
         top += band.height
     return whole
 
 
 def _unit(bands, target):
-    """float32 [H, W, 3] in [0, 1] of bands of RGB."""
+    """float32 [H, W, 3] in [0, 1] of bands of mode L or RGB."""
     out, top = np.empty((target[1], target[0], 3), np.float32), 0
     for band in bands:
         step = max(1, BAND // band.width)
         for y in range(0, band.height, step):
-            rows = np.asarray(band.crop((0, y, band.width, min(band.height, y + step))))
+            rows = np.asarray(band.crop((0, y, band.width, min(band.height, y + step))).convert("RGB"))
             out[top : top + len(rows)] = rows
             top += len(rows)
     out /= 255

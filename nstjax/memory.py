@@ -17,6 +17,11 @@ def available():
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host.free_memory()
 
 
+def for_images(limit: float) -> float:
+    """Bytes that reading an image may take where the program may take `limit` bytes in all."""
+    return max(limit - RUNTIME, limit / 4)
+
+
 def fit(shape, params, *, limit, contents=1):
     """(pairs that L-BFGS may remember, bytes left to the network) for a picture [H, W, 3] within `limit` bytes in all.
 
