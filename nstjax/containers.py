@@ -4,8 +4,11 @@ Damaged metadata must not cost a sound image, and decoders stumble over it in ma
 without metadata; the profile and the EXIF data are parsed here. Damaged ones count as absent, as in browsers.
 """
 
+import bisect
 import io
+import itertools
 import os
+import re
 import struct
 import zlib
 from typing import BinaryIO, NamedTuple
@@ -32,13 +35,15 @@ class Spliced(io.RawIOBase):
 
     def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]]):
         self.file, self.position = file, 0
-        self.pieces: list[tuple[int, int, bytes | int]] = []  # where it begins and ends here, and its bytes or start
-        end = 0
+        self.pieces: list[bytes | tuple[int, int]] = []
         for piece in pieces:
-            length = len(piece) if isinstance(piece, bytes) else piece[1]
-            self.pieces.append((end, end + length, piece if isinstance(piece, bytes) else piece[0]))
-            end += length
-        self.size = end
+            last = self.pieces[-1] if self.pieces else b""
+            if isinstance(piece, tuple) and isinstance(last, tuple) and sum(last) == piece[0]:
+                self.pieces[-1] = last[0], last[1] + piece[1]
+            else:
+                self.pieces.append(piece)
+        lengths = (len(piece) if isinstance(piece, bytes) else piece[1] for piece in self.pieces)
+        self.starts = [0, *itertools.accumulate(lengths)]
 
     def readable(self):
         return True
@@ -47,22 +52,24 @@ class Spliced(io.RawIOBase):
         return True
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self.position = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence])
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.starts[-1]}[whence]
+        self.position = max(0, base + offset)
         return self.position
 
     def readinto(self, buffer):
-        for begin, end, source in self.pieces:
-            if begin <= self.position < end:
-                inside, count = self.position - begin, min(len(buffer), end - self.position)
-                if isinstance(source, bytes):
-                    data = source[inside : inside + count]
-                else:
-                    self.file.seek(source + inside)
-                    data = self.file.read(count)
-                buffer[: len(data)] = data
-                self.position += len(data)
-                return len(data)
-        return 0
+        if self.position >= self.starts[-1]:
+            return 0
+        number = bisect.bisect_right(self.starts, self.position) - 1
+        inside, piece = self.position - self.starts[number], self.pieces[number]
+        count = min(len(buffer), self.starts[number + 1] - self.position)
+        if isinstance(piece, bytes):
+            data = piece[inside : inside + count]
+        else:
+            self.file.seek(piece[0] + inside)
+            data = self.file.read(count)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
 
 
 def spliced(file: BinaryIO, pieces) -> BinaryIO:
@@ -217,12 +224,11 @@ def _jpeg(file):
 def _next_marker(file, position):
     """(the next marker, where what follows it starts), or None at the end of the file."""
     file.seek(position)
-    before = False
-    while block := file.read(1 << 12):
-        for number, byte in enumerate(block):
-            if before and byte not in (0x00, 0xFF):
-                return byte, position + number + 1
-            before = byte == 0xFF
+    before = b""
+    while block := file.read(1 << 16):
+        if found := re.search(rb"\xff([^\x00\xff])", before + block, re.DOTALL):
+            return found[1][0], position + found.end() - len(before)
+        before = block[-1:]
         position += len(block)
     return None
 

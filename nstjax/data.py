@@ -20,7 +20,22 @@ from nstjax import files, images
 from nstjax.errors import InputError
 
 _JPEG, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm")
-SUFFIXES = (*_JPEG, *_NETPBM, ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".psd", ".qoi")
+_FORMATS = (".heic", ".heif", ".jxl")  # read by nstjax[formats]
+SUFFIXES = (
+    *_JPEG,
+    *_NETPBM,
+    *_FORMATS,
+    ".png",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".avif",
+    ".jp2",
+    ".psd",
+    ".qoi",
+)
 
 _log = logging.getLogger(__name__)
 

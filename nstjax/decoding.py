@@ -50,7 +50,7 @@ def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000
     longest: the side in pixels that is asked for, to which a JPEG of over `huge` pixels is reduced when decoded.
     """
     file.seek(0)
-    start = file.read(32)
+    start = file.read(64)
     if tiff.is_tiff(start):
         return _tiff(file)
     _require(start)
@@ -116,7 +116,8 @@ def _tiff(file):
 def _require(start):
     """Load the package that reads HEIC or JPEG XL; Unsupported, with the line that installs it, if it is missing."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
-    kind = "HEIF" if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") else None
+    heif = brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") and b"avif" not in start
+    kind = "HEIF" if heif else None
     if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
         kind = "JXL"
     if brand in (b"avif", b"avis") and (Image.init() or True) and "AVIF" not in Image.OPEN:
