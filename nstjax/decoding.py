@@ -13,14 +13,13 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image, TiffImagePlugin, features
 
 from nstjax import containers, profiles, tiff
 
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "PSD", "QOI", "HEIF", "JXL")
-_OPTIONAL = {"HEIF": "pillow_heif", "JXL": "pillow_jxl"}  # what reads them; both register with Pillow
-# Bytes per pixel that a decoder holds beside the image, measured.
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # per pixel, of Pillow's modes; else 4
+# Bytes per pixel that a decoder holds beside the image, measured.
 _WORKSPACE = {"WEBP": 13, "AVIF": 12, "JPEG2000": 20, "QOI": 6, "HEIF": 16, "JXL": 24, "PPM": 4, "GIF": 1}
 _QUIET = threading.Lock()
 
@@ -45,14 +44,15 @@ class Opened(NamedTuple):
 
 
 def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000) -> Opened:
-    """Read what a file is. Raises Unsupported with the reason, and nearly anything on a corrupt file.
+    """Read what a file is. Raises `tiff.Unsupported` with the reason, and nearly anything on a corrupt file.
 
-    longest: the side in pixels that is asked for, to which a JPEG of over `huge` pixels is reduced when decoded.
+    huge: pixels above which images are decoded one at a time, and a JPEG at a reduced scale where `longest`, the side
+    in pixels that is asked for, allows it.
     """
     file.seek(0)
     start = file.read(64)
     if tiff.is_tiff(start):
-        return _tiff(file)
+        return _tiff(file, huge)
     _require(start)
     parts = containers.parts(file)
     with quietly():
@@ -64,14 +64,13 @@ def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000
         exif, profile = image.info.get("exif"), image.info.get("icc_profile")
     if parts.color is not None:
         profile = profiles.of_png(parts.color)
-    about, stored = tiff.exif(exif), image.size
-    is_huge = stored[0] * stored[1] > huge
-    if is_huge and longest:  # not for all, as decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
+    about, (w, h) = tiff.exif(exif), image.size
+    if w * h > huge and longest:  # not for all, as decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
         image.draft(None, (2 * longest, 2 * longest))
     coloured_key = len(parts.key or ()) == 3
 
     def decode():
-        with quietly() if is_huge else contextlib.nullcontext():
+        with quietly() if w * h > huge else contextlib.nullcontext():
             image.load()
         if coloured_key:
             return _without_key(image, parts)
@@ -80,13 +79,20 @@ def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000
         return image
 
     held = _BYTES.get(image.mode, 4) * (3 if coloured_key else 1) + _WORKSPACE.get(image.format or "", 0)
-    needed = image.width * image.height * held + stored[0] * stored[1] * parts.coefficients
-    transparent = image.has_transparency_data or parts.key is not None
-    rest = needed, transparent, about.description(), functools.partial(containers.png_texts, file)
-    return Opened(decode, image.size, stored, about.orientation(), profile, *rest)
+    return Opened(
+        decode=decode,
+        pixels=image.size,
+        stored=(w, h),
+        orientation=about.orientation(),
+        profile=profile,
+        needed=image.width * image.height * held + w * h * parts.coefficients,
+        transparent=image.has_transparency_data or parts.key is not None,
+        description=about.description(),
+        texts=functools.partial(containers.png_texts, file),
+    )
 
 
-def _tiff(file):
+def _tiff(file, huge):
     found = tiff.directory(file)
     about, stream = tiff.layout(found), tiff.without_metadata(file, found)
     w, h = about.size
@@ -99,38 +105,44 @@ def _tiff(file):
                 image = Image.open(stream, formats=("TIFF",))
             finally:
                 TiffImagePlugin.READ_LIBTIFF = False
+        with quietly() if w * h > huge else contextlib.nullcontext():
             image.load()
         return image
 
     if tiff.by_pillow(about):
         held = max(about.bits // 8, 1) if about.photometric < 2 and about.samples == 1 else 4
         needed = w * h * held + (0 if about.compression == 1 else file.seek(0, os.SEEK_END))
-        decode = by_pillow
     else:
         needed = w * h * 2 * about.samples + 2 * about.segment + 24 * tiff.BLOCK
-        decode = functools.partial(tiff.decode, stream, about)
-    rest = needed, about.alpha is not None, found.description(), dict
-    return Opened(decode, about.size, about.size, found.orientation(), found.profile(), *rest)
+    return Opened(
+        decode=by_pillow if tiff.by_pillow(about) else functools.partial(tiff.decode, stream, about),
+        pixels=about.size,
+        stored=about.size,
+        orientation=found.orientation(),
+        profile=found.profile(),
+        needed=needed,
+        transparent=about.alpha is not None,
+        description=found.description(),
+        texts=dict,
+    )
 
 
 def _require(start):
     """Load the package that reads HEIC or JPEG XL; Unsupported, with the line that installs it, if it is missing."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
-    heif = brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") and b"avif" not in start
-    kind = "HEIF" if heif else None
-    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
-        kind = "JXL"
-    if brand in (b"avif", b"avis") and (Image.init() or True) and "AVIF" not in Image.OPEN:
+    if brand in (b"avif", b"avis") and not features.check("avif"):
         raise tiff.Unsupported("is AVIF, which this Pillow cannot read: pip install --upgrade pillow")
-    if kind is None:
-        return
+    if brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1") and b"avif" not in start:
+        _optional("HEIC", "pillow_heif").register_heif_opener(thumbnails=False)
+    if start.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
+        _optional("JPEG XL", "pillow_jxl")  # registers itself
+
+
+def _optional(kind, package) -> Any:
     try:
-        package: Any = importlib.import_module(_OPTIONAL[kind])
+        return importlib.import_module(package)
     except ImportError as error:
-        label = {"HEIF": "HEIC", "JXL": "JPEG XL"}[kind]
-        raise tiff.Unsupported(f'is {label}, which needs {_OPTIONAL[kind]}: pip install "nstjax[formats]"') from error
-    if kind == "HEIF":
-        package.register_heif_opener(thumbnails=False)
+        raise tiff.Unsupported(f'is {kind}, which needs {package}: pip install "nstjax[formats]"') from error
 
 
 def _without_key(image, parts):

@@ -1,7 +1,8 @@
-"""Files of pictures <-> float32 [H, W, 3] in [0, 1], sRGB. Nothing else in nstjax opens a picture.
+"""Image files <-> float32 [H, W, 3] in [0, 1], sRGB. Everything in nstjax that reads an image file does it by `load`.
 
-Whatever a file holds (grey, palette, CMYK, 16 bits, alpha, a camera's rotation, a colour profile, an
-animation) becomes plain sRGB; what cannot be shown faithfully is refused by an `InputError` of one line.
+Whatever a file holds (grey, palette, CMYK, 16 bits, floats, alpha, a camera's rotation, a colour profile, an animation)
+becomes plain sRGB; what cannot be shown faithfully raises an `InputError` of one line. The header decides: what an image
+is, and whether it can be decoded within the memory that it may take (`decoding`).
 """
 
 import contextlib
@@ -181,7 +182,7 @@ def _opening(path, *, least=1, longest=None):
 
 
 def _check_file(name, file):
-    with contextlib.suppress(OSError):  # what has no number lies in memory
+    with contextlib.suppress(OSError, AttributeError):  # what has no number lies in memory
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise files.refusal(name, "is not a regular file; give the name of a picture")
@@ -211,7 +212,7 @@ def _bands(opened):
     w, h = picture.size
     turned = opened.orientation >= 5
     rows, step = (w, BAND // h) if turned else (h, BAND // w)
-    transform: Any = None
+    transform: Any = None  # known by the first band's mode
     for top in range(0, rows, max(step, 1)):
         start, stop = top, min(rows, top + max(step, 1))
         if opened.orientation in (3, 4, 7, 8):
@@ -220,7 +221,8 @@ def _bands(opened):
         if opened.orientation > 1:
             band = band.transpose(Image.Transpose(_TURNS[opened.orientation]))
         band, alpha = _plain(_to_8_bits(band, scale))
-        transform = transform or profiles.to_srgb(opened.profile, band.mode)
+        if top == 0:
+            transform = profiles.to_srgb(opened.profile, band.mode)
         if transform:
             band = transform(band)
         yield band.convert("RGB") if band.mode == "CMYK" else band, alpha

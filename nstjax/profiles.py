@@ -64,7 +64,7 @@ def of_png(chunks: Mapping[bytes, bytes]) -> bytes | None:
         return None if cicp[:2] == b"\1\15" else build(_PRIMARIES[cicp[0]], _CURVES[cicp[1]])
     name, _, packed = chunks.get(b"iCCP", b"").partition(b"\0")
     icc = containers.inflated(packed[1:]) if name and packed[:1] == b"\0" else None
-    if icc and icc[36:40] == b"acsp":
+    if icc and icc[36:40] == b"acsp" and icc[16:20] in (b"RGB ", b"GRAY"):
         return icc
     if len(chunks.get(b"sRGB", b"")) == 1:
         return None

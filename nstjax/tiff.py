@@ -7,6 +7,7 @@ floats in colour or white that is 0, are decoded by tifffile (and imagecodecs, f
 import contextlib
 import importlib
 import io
+import logging
 import math
 import os
 import struct
@@ -143,7 +144,7 @@ def exif(data: bytes | None) -> Directory:
     """The directory of EXIF data, which are a TIFF; an empty one where they are missing or damaged."""
     if isinstance(data, bytes):
         with contextlib.suppress(ValueError, struct.error):
-            return directory(io.BytesIO(data.removeprefix(b"Exif\0\0")))
+            return directory(io.BytesIO(data[6:] if data.startswith(b"Exif\0") else data))
     return Directory("<", False, {}, {}, {})
 
 
@@ -270,6 +271,7 @@ def decode(stream: BinaryIO, about: Layout) -> Image.Image:
 
 
 def _tifffile() -> Any:
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # damage is told by our one line
     try:
         return importlib.import_module("tifffile")
     except ImportError as error:

@@ -2,7 +2,9 @@
 
 import io
 import struct
+import sys
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -541,6 +543,30 @@ def test_the_size_is_that_of_the_pixels_whatever_the_tag_holds(name, kind, count
     assert loaded.shape[:2] in ((18, 30), (30, 18))
 
 
+def prepared(monkeypatch, tmp_path, contents):
+    """COCO, as if TFDS had prepared it with these files."""
+    builder = SimpleNamespace(version="1.1.0", as_data_source=lambda *_, **__: [{"image": each} for each in contents])
+    tfds = SimpleNamespace(builder_from_directory=lambda _: builder, decode=SimpleNamespace(SkipDecoding=lambda: None))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
+    monkeypatch.setattr(training, "_prepared", lambda root: [root])
+    return training.coco(tmp_path)
+
+
+def test_coco_is_read_by_the_same_rules(monkeypatch, tmp_path):
+    turned = oriented("JPEG", smooth(24, 40), (3, 1, struct.pack("<H", 6)))
+    wide = encoded(
+        np.full((24, 40, 3), (160, 110, 90), np.uint8), "JPEG", quality=100, icc_profile=v2_profile(ADOBE, 2.2)
+    )
+    source = prepared(monkeypatch, tmp_path, [turned, wide, turned[:300], encoded(smooth(5, 5), "PNG")])
+    read = source.read(0, short=24, least=8)
+    assert read.shape == (40, 24, 3)
+    np.testing.assert_array_equal(read, load(turned))
+    np.testing.assert_array_equal(source.read(1, short=24, least=8), load(wide))
+    for number, why in ((2, "corrupt"), (3, "5x5 px")):
+        message = refused(source.read, number, short=24, least=8)
+        assert why in message and message.startswith(f"coco/2017 train, picture {number}: ")
+
+
 # Other formats
 
 
@@ -555,7 +581,7 @@ def test_the_size_is_that_of_the_pixels_whatever_the_tag_holds(name, kind, count
 )
 def test_formats_of_further_packages_are_named(tmp_path, monkeypatch, start, line):
     for package in ("pillow_heif", "pillow_jxl"):
-        monkeypatch.setitem(__import__("sys").modules, package, None)
+        monkeypatch.setitem(sys.modules, package, None)
     message = refused(load, start + bytes(100))
     assert line in message and 'pip install "nstjax[formats]"' in message
 
