@@ -1,8 +1,8 @@
 """Image files <-> float32 [H, W, 3] in [0, 1], sRGB. Everything in nstjax that reads an image file does it by `load`.
 
 Whatever a file holds (grey, palette, CMYK, 16 bits, floats, alpha, a camera's rotation, a colour profile, an animation)
-becomes plain sRGB; what cannot be shown faithfully raises an `InputError` of one line. The header decides: what an image
-is, and whether it can be decoded within the memory that it may take (`decoding`).
+becomes plain sRGB; what cannot be shown faithfully raises an `InputError` of one line. The header decides what an
+image is, and whether it can be decoded within the memory that it may take (`decoding`).
 """
 
 import contextlib

@@ -29,6 +29,7 @@ _NAMES = {4: "transparency mask", 9: "ICC L*a*b*", 10: "ITU L*a*b*", 32803: "raw
 _NAMES |= {32845: "LogLuv", 34892: "raw camera data", 6: "YCbCr", 8: "CIE L*a*b*"}
 _PILLOWS = {1, 2, 3, 4, 5, 6, 7, 8, 32771, 32773, 32809, 32946, 34925, 50000}  # compressions that Pillow decodes
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # channels of a photometric interpretation
+_CONVERT = "which cannot be read; convert it to RGB of 8 or 16 bits"
 
 
 class Unsupported(ValueError):
@@ -154,7 +155,7 @@ def without_metadata(file: BinaryIO, found: Directory) -> BinaryIO:
     size = file.seek(0, os.SEEK_END)
     starts = found.values.get(324) or found.values.get(273) or (size,)
     lengths = found.values.get(325) or found.values.get(279) or (1,) * len(starts)
-    if any(start + length > size for start, length in zip(starts, lengths, strict=True)):
+    if any(start + length > size for start, length in zip(starts, lengths, strict=False)):
         raise ValueError("it ends before its pixels do")
     plain = {1, 4}.issuperset(found.values.get(_SAMPLE_FORMAT, ()))  # 4, undefined, is read as unsigned
     tags = [tag for tag in sorted(found.values) if tag in _NEEDED and not (tag == _SAMPLE_FORMAT and plain)]
@@ -195,27 +196,21 @@ def layout(found: Directory) -> Layout:
     strip = width, min(found.number(278, height), height)
     planar = found.number(284, 1) == 2 and samples > 1
     segment = math.prod(tile if min(tile) > 0 else strip) * (1 if planar else samples) * bits[0] // 8
-    premultiplied = alpha is not None and extra[alpha - colours] == 1
-    size = width, height
-    order, mirrored = found.order, found.number(266, 1) == 2
     return Layout(
-        size,
-        photometric,
-        bits[0],
-        kind,
-        samples,
-        planar,
-        alpha,
-        premultiplied,
-        compression,
-        order,
-        found.big,
-        mirrored,
-        segment,
+        size=(width, height),
+        photometric=photometric,
+        bits=bits[0],
+        kind=kind,
+        samples=samples,
+        planar=planar,
+        alpha=alpha,
+        premultiplied=alpha is not None and extra[alpha - colours] == 1,
+        compression=compression,
+        order=found.order,
+        big=found.big,
+        reversed=found.number(266, 1) == 2,
+        segment=segment,
     )
-
-
-_CONVERT = "which cannot be read; convert it to RGB of 8 or 16 bits"
 
 
 def by_pillow(about: Layout) -> bool:
