@@ -18,6 +18,8 @@ import time
 from functools import partial
 from pathlib import Path
 
+import torch_python
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -116,6 +118,8 @@ def main():
         print(json.dumps({"seconds": statistics.median(times), "peak": peak}))
         return
 
+    if args.torch_python:
+        torch_python.check(args.torch_python)
     settings = [True] if args.tuned else [False, True]
     kinds = [("torch", None, tuned) for tuned in settings if args.torch_python]
     kinds += [("nstjax", limit, tuned) for limit in {None, args.memory_limit} for tuned in settings]

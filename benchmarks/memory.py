@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import torch_python  # noqa: E402
 from loss import nstjax_evaluation, torch_evaluation  # noqa: E402
 
 
@@ -39,6 +40,8 @@ def main():
         print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "seconds": seconds}))
         return
 
+    if args.torch_python:
+        torch_python.check(args.torch_python)
     whole = [("torch", None)] * bool(args.torch_python) + [("nstjax", None)]
     kinds = [] if args.strips_only else whole
     kinds += [("nstjax", limit) for limit in args.limits]

@@ -5,7 +5,7 @@
 
 Runs whole commands in separate processes, in turn: torch with `--evaluations` of its L-BFGS, clamped at the end or
 before every evaluation (as PyTorch's tutorial does), and nstjax's Gatys preset with each number of `--steps`. Scores
-every saved picture by Torch, and prints a table. PATH is a Python that has torch, numpy, pillow and safetensors.
+every saved picture by Torch, and prints a table. PATH is a Python that has the packages of README.md.
 """
 
 import argparse
@@ -19,6 +19,8 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+
+import torch_python
 
 ROOT = Path(__file__).parent.parent
 PICTURES = ROOT / "nstjax" / "pictures"
@@ -44,6 +46,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    torch_python.check(args.torch_python)
 
     torch = [args.torch_python, ROOT / "benchmarks" / "torch_gatys.py"]
     pair = [args.content, args.style]

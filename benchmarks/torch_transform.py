@@ -2,7 +2,7 @@
 
     python benchmarks/torch_transform.py NET VARIABLES --size 256 --mode eager|compile
 
-Runs in an environment of its own with torch, numpy and safetensors; started by benchmarks/transform.py, whose file
+Runs in an environment of its own, as `torch_python.PACKAGES` lists it; started by benchmarks/transform.py, whose file
 VARIABLES also holds a picture and what nstjax makes of it. Each mode is timed in both orders of memory, and the faster
 one told.
 """

@@ -5,7 +5,7 @@
 One picture at a time, with random weights. Each measurement is a process of its own, in turn: nstjax (the form that
 stylize.py uses), ONNX Runtime with the exported net, and Torch with the same variables, eager and by torch.compile,
 each in the faster of both orders of memory; with the allocator's default settings and those of
-`nstjax.terminal.tune_malloc`. PATH is a Python that has torch, numpy and safetensors; torch.compile needs a C++
+`nstjax.terminal.tune_malloc`. PATH is a Python that has the packages of README.md; torch.compile needs a C++
 compiler. Ratios are taken within each round. It takes hours: --nets, --libraries and --tuned choose.
 """
 
@@ -20,6 +20,8 @@ import tempfile
 import time
 from importlib import metadata
 from pathlib import Path
+
+import torch_python
 
 ROOT = Path(__file__).parent.parent
 NETS = ["johnson", "fast", "depsep", "depsep-nn-bil", "depsep-nn"]
@@ -162,6 +164,8 @@ def main():
         print(json.dumps({"seconds": statistics.median(times)}))
         return
 
+    if args.torch_python:
+        torch_python.check(args.torch_python)
     libraries = [each for each in args.libraries if args.torch_python or not each.startswith("torch")]
     results: dict = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -104,10 +104,12 @@ def told(flags, given):
 
 def _decoder(path):
     """(decoder, variables) from a file that train_adain.py wrote."""
-    net, variables, _ = styles.load(path)
-    if not isinstance(net, nets.Decoder):
-        raise InputError(f"--adain {path}: is a net of one style, not AdaIN's decoder; train_adain.py trains one")
-    return net, variables
+
+    def check(net):
+        if not isinstance(net, nets.Decoder):
+            raise InputError(f"--adain {path}: is a net of one style, not AdaIN's decoder; train_adain.py trains one")
+
+    return styles.load(path, check=check)[:2]
 
 
 def _decoded(params, net, variables, photograph, painting):

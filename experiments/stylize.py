@@ -60,7 +60,8 @@ def main(
 
     Args:
         style: a bundled style's name, or a file that training wrote.
-        content: photographs, folders of them, patterns such as 'photos/*.jpg', or one video. None for a texture.
+        content: photographs, folders of them, patterns such as 'photos/*.jpg', or one video (an animated GIF, WebP or
+            PNG too). None for a texture.
         output: the picture or the video to write (stylized.png, .mp4), or a folder if there are several photographs.
         size: long side in pixels; by default the photograph's own (a texture's: 512).
         strength: 0 (the photograph) to 1 (the net's picture). AdaIN mixes features, else pictures are mixed.
@@ -96,7 +97,8 @@ def main(
         if value is not None and not least <= value <= most:
             raise InputError(f"--{name} {value}: give a number from {least} to {most}")
     sources = found(content)
-    films = [path for path, _ in sources if path.suffix.lower() in video.SUFFIXES]
+    # In a folder, an animated image counts as the photograph that its first frame is.
+    films = [path for path, _ in found([each for each in content if not Path(each).is_dir()]) if video.recognizes(path)]
     if films and len(sources) > 1:
         raise InputError(f"{films[0]}: a video is painted alone; leave the rest of --content out")
     if smooth and not films:
@@ -142,9 +144,12 @@ def write(style, output, *, form):
     if output.suffix.lower() != f".{form}":
         raise InputError(f"--output {output}: --export {form} writes a .{form} file; choose such a name")
     export.check_output(output)
-    net, variables, about = styles.load(style)
-    if not isinstance(net, nets.TransformNet):
-        raise InputError(f"{style}: is no transform net, and only those are exported")
+
+    def check(net):
+        if not isinstance(net, nets.TransformNet):
+            raise InputError(f"{style}: is no transform net, and only those are exported")
+
+    net, variables, about = styles.load(style, check=check)
     export.save(output, net, variables, about)
     print(f"saved {output}, which paints as the net does: pictures [N, H, W, 3] in 0..1, of any size")
 

@@ -33,7 +33,7 @@ class Flags(NamedTuple):
     learning_rate: float = 1e-3
     """Adam's, at the start."""
     seed: int = 0
-    """of the first parameters and of the data's order."""
+    """of the first parameters and of the data's order, from 0 to 4294967295."""
     checkpoint_dir: Path = Path("checkpoints")
     """folder of checkpoints, sample sheets, loss.csv and its curves, loss.png."""
     checkpoint_every: int = 1000
@@ -70,12 +70,16 @@ def start(flags, **more) -> dict[str, str]:
     for name, value in more.items():
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise InputError(f"{_flag(name)} {value}: give a number, at least 0")
+    if flags.steps >= 2**31:
+        raise InputError(f"--steps {flags.steps}: give a number below 2147483648")
+    if not 0 <= flags.seed < 2**32:
+        raise InputError(f"--seed {flags.seed}: give a number from 0 to 4294967295")
     if flags.crop < 16:
         raise InputError(f"--crop {flags.crop}: at least 16 pixels are needed")
+    styles.check_output(flags.output)
     if flags.init:
         styles.load(flags.init)
     plots.require("a training's loss.png")
-    files.check_writable(flags.output)
     files.check_writable(flags.checkpoint_dir / "loss.csv")
     _join(flags.coordinator, flags.processes, flags.process_id)
     if flags.batch_size % jax.device_count():
@@ -116,7 +120,7 @@ def stream(source, position, *, flags, seed=0):
         source,
         batch=flags.batch_size // jax.process_count(),
         crop=flags.crop,
-        seed=flags.seed + seed,
+        seed=(flags.seed + seed) % 2**32,
         host=jax.process_index(),
         hosts=jax.process_count(),
         position=position,

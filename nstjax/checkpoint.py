@@ -1,8 +1,6 @@
 """Checkpoints: a tree of arrays and a dict for JSON in one safetensors file, whole or not at all, without pickle."""
 
 import contextlib
-import importlib
-import json
 import math
 import os
 import re
@@ -14,13 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 
-from nstjax import files
+from nstjax import files, tensors
 from nstjax.errors import InputError
 
-_FIELD = "nstjax"  # of the file's metadata; one for all, as several would be written in any order
 _DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 _DTYPES |= {"bool", "bfloat16", "float16", "float32", "float64"}
 _STALE = 3600  # seconds after which a temporary file belongs to nobody any more
@@ -43,12 +38,12 @@ def save(folder, step, tree, extra=None) -> Path:
     for name, leaf in _named(tree).items():
         if _is_key(leaf):
             keys[name], leaf = str(jax.random.key_impl(leaf)), jax.random.key_data(leaf)
-        arrays[name] = np.array(leaf, order="C")  # safetensors takes for granted that it is contiguous
+        arrays[name] = np.asarray(leaf)
         if arrays[name].dtype.name not in _DTYPES:
             raise ValueError(f"a checkpoint cannot hold {name}, a {type(leaf).__name__} of {arrays[name].dtype}")
-    about = json.dumps({"step": int(step), "keys": keys, "extra": extra or {}})
+    about = {"step": int(step), "keys": keys, "extra": extra or {}}
     path = Path(folder) / f"checkpoint-{int(step):08d}.safetensors"
-    files.write(path, safetensors.numpy.save(arrays, metadata={_FIELD: about}))
+    files.write(path, tensors.dump(arrays, about))
     _sync(folder)
     return path
 
@@ -57,44 +52,44 @@ def restore(path, like) -> Checkpoint:
     """What `save` wrote; the tree has like's structure, and jax arrays, numpy arrays and numbers where like has them.
 
     like: a tree of the same form, or of jax.ShapeDtypeStruct. InputError, one line that names the file, if it is no
-    whole checkpoint, and for the first name, shape, dtype or kind of random key that differs.
+    whole checkpoint or its checksum is wrong, and for the first name, shape, dtype or kind of random key that differs.
     """
     wanted, leaves = _named(like), []
-    with _open(path) as file:
-        about, names = _about(path, file), file.keys()
-        for name in [*wanted, *names]:
-            if name not in names:
-                raise files.refusal(path, f"has no {name}; is it of another network or configuration?")
-            if name not in wanted:
-                raise files.refusal(path, f"has {name} beyond what is wanted; is it of another network?")
-        for name, leaf in wanted.items():
-            array = file.get_tensor(name)
-            if name in about["keys"]:
-                array = _key(path, name, array, about["keys"][name])
-            if (has := _form(array)) != (needs := _form(leaf)):
-                why = f"{name} is {has}, where {needs} is expected; is it of another network or configuration?"
-                raise files.refusal(path, why)
-            leaves.append(_as(array, leaf))
+    arrays, about = _load(path)
+    for name in [*wanted, *arrays]:
+        if name not in arrays:
+            raise files.refusal(path, f"has no {name}; is it of another network or configuration?")
+        if name not in wanted:
+            raise files.refusal(path, f"has {name} beyond what is wanted; is it of another network?")
+    for name, leaf in wanted.items():
+        array = arrays[name]
+        if name in about["keys"]:
+            array = _key(path, name, array, about["keys"][name])
+        if (has := _form(array)) != (needs := _form(leaf)):
+            why = f"{name} is {has}, where {needs} is expected; is it of another network or configuration?"
+            raise files.refusal(path, why)
+        leaves.append(_as(array, leaf))
     return Checkpoint(about["step"], jax.tree.unflatten(jax.tree.structure(like), leaves), about["extra"])
 
 
 def step(path) -> int:
     """The step of a checkpoint, without reading its arrays. InputError if it is no whole checkpoint."""
-    with _open(path) as file:
-        return _about(path, file)["step"]
+    return _checked(path, tensors.about(path, "checkpoint"))["step"]
 
 
 def extra(path) -> dict:
     """The `extra` in a checkpoint, without reading its arrays. InputError if it is no whole checkpoint."""
-    with _open(path) as file:
-        return _about(path, file)["extra"]
+    return _checked(path, tensors.about(path, "checkpoint"))["extra"]
 
 
 def latest(folder) -> Path | None:
-    """The newest whole checkpoint in a folder, or None; a warning line on stderr for each damaged one that is newer."""
+    """The newest whole checkpoint in a folder, or None; a warning line on stderr for each damaged one that is newer.
+
+    Whole: its checksum was verified, for which all of it is read.
+    """
     for path in _finished(folder):
         try:
-            extra(path)
+            _load(path)
         except InputError as error:
             print(f"warning: {error}; the checkpoint before it is taken", file=sys.stderr)
         else:
@@ -105,7 +100,8 @@ def latest(folder) -> Path | None:
 def keep(folder, *, last=3, best="loss") -> None:
     """Delete checkpoints but the `last` newest and the one with the lowest extra[best], if that is a number.
 
-    Damaged files neither count nor go; what a killed `save` left behind goes after an hour.
+    Files that are cut short neither count nor go; checksums are not verified here, as that would read all of every
+    file. What a killed `save` left behind goes after an hour.
     """
     if last < 1:
         raise ValueError(f"keep at least the last checkpoint, not {last}")
@@ -172,30 +168,16 @@ def _finished(folder):
     return sorted(steps, key=steps.__getitem__, reverse=True)
 
 
-@contextlib.contextmanager
-def _open(path):
-    importlib.import_module("ml_dtypes")  # which comes with jax, and teaches numpy bfloat16
-    if not Path(path).is_file():
-        raise files.refusal(path, "no such file; give the name of a checkpoint")
-    try:
-        # Its opening compares the file's length with the header, so that one cut short is found here.
-        with safetensors.safe_open(path, framework="numpy") as file:
-            yield file
-    except OSError as error:
-        raise files.refusal(path, f"cannot be read ({error.strerror or error})") from error
-    except safetensors.SafetensorError as error:
-        raise files.refusal(path, f"is no checkpoint, or is cut short ({error})") from error
+def _load(path):
+    """The arrays and {"step", "keys", "extra"} of a checkpoint."""
+    arrays, about = tensors.load(path, "checkpoint")
+    return arrays, _checked(path, about)
 
 
-def _about(path, file):
-    """{"step", "keys", "extra"} of an open file."""
-    try:
-        about = json.loads((file.metadata() or {})[_FIELD])
-        if [type(about[key]) for key in ("step", "keys", "extra")] == [int, dict, dict]:
-            return about
-    except (LookupError, TypeError, ValueError):
-        pass
-    raise files.refusal(path, "is not a checkpoint that nstjax saved")
+def _checked(path, about):
+    if [type(about.get(key)) for key in ("step", "keys", "extra")] != [int, dict, dict]:
+        raise files.refusal(path, "is not a checkpoint that nstjax saved")
+    return about
 
 
 def _sync(folder):

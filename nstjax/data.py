@@ -6,18 +6,18 @@ followed, however many pictures were prefetched and whichever could not be read.
 """
 
 import hashlib
-import importlib
 import io
 import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from nstjax import files, images
 from nstjax.errors import InputError
+from nstjax.optional import needed
 
 _JPEG, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm")
 _FORMATS = (".heic", ".heif", ".jxl")  # read by nstjax[formats]
@@ -79,7 +79,7 @@ def coco(data_dir=None, *, split="train", downloads=None) -> Source:
     If it is not there it is downloaded (25 GB, into `downloads`) and prepared, for which alone TensorFlow is needed.
     InputError if that cannot be done.
     """
-    tfds = _optional("tensorflow_datasets", "train")
+    tfds = needed("tensorflow_datasets", "training data", '"nstjax[train]"')
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
     if not (found := _prepared(root)):
         _prepare(tfds, root, downloads)
@@ -117,11 +117,12 @@ def batches(
     One that cannot be read or is under half the crop is logged once, noted in source.skipped, and another, drawn by
     the seed, takes its place. InputError if none can be read, or if `position` is of other data or another seed.
     """
-    if batch < 1 or crop < 1 or not 0 <= host < hosts or not 1 <= scale[0] <= scale[1]:
-        raise ValueError(f"impossible batches: {batch=}, {crop=}, {host=}, {hosts=}, {scale=}")
+    possible = batch >= 1 and crop >= 1 and 0 <= host < hosts and 1 <= scale[0] <= scale[1] and 0 <= seed < 2**32
+    if not possible:
+        raise ValueError(f"impossible batches: {batch=}, {crop=}, {host=}, {hosts=}, {scale=}, {seed=}")
     identity = {"seed": seed, "source": source.identity}
     start = _start(source, identity, position)
-    grain = _optional("grain", "train")
+    grain = needed("grain", "training data", '"nstjax[train]"')
 
     def sample(number, rng):
         return _sample(source, number, rng, crop=crop, scale=scale, flip=flip)
@@ -149,7 +150,7 @@ def _start(source, identity, position):
     if position is None:
         return 0
     seen = position.get("pictures") if isinstance(position, dict) else None
-    if type(seen) is not int or seen < 0:
+    if type(seen) is not int or not 0 <= seen < 2**62:
         raise files.refusal(source.name, "the position to go on from is damaged; start from the beginning")
     for key, here in identity.items():
         if position.get(key) != here:
@@ -222,11 +223,8 @@ def _prepared(root):
 
 def _prepare(tfds, root, downloads):
     """Download and prepare. TFDS unpacks beside the downloads, so it needs 75 GB until these are deleted."""
-    try:
-        tensorflow = importlib.import_module("tensorflow")
-    except ImportError as error:
-        why = 'COCO is not prepared there yet, which needs TensorFlow, once: pip install "nstjax[prepare]"'
-        raise files.refusal(root, why) from error
+    purpose = f"{root}: COCO is not prepared there yet, which, once,"
+    tensorflow = needed("tensorflow", purpose, '"nstjax[prepare]"')
     try:
         tensorflow.config.set_visible_devices([], "GPU")  # or it takes all of the GPU's memory from jax
         builder = tfds.builder("coco/2017", data_dir=root, file_format="array_record")
@@ -235,13 +233,6 @@ def _prepare(tfds, root, downloads):
         builder.download_and_prepare(download_dir=downloads, download_config=config)
     except Exception as error:  # the network, the disk, a checksum, a missing package: TFDS raises many kinds
         raise files.refusal(root, f"COCO cannot be prepared ({_reason(error)})") from error
-
-
-def _optional(package, extra) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f'training data needs {package}: pip install "nstjax[{extra}]"') from error
 
 
 def _reason(error):

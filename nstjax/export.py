@@ -7,7 +7,6 @@ year of new versions:
     jax.export.deserialize(bytearray(Path("net.jax").read_bytes())).call(pictures)
 """
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nstjax import files
-from nstjax.errors import InputError
 from nstjax.nets import layers, transform
+from nstjax.optional import needed
 
 SUFFIXES = (".onnx", ".jax")
 SMALLEST = 16
@@ -38,7 +37,7 @@ def save(path, net, variables, about=None):
     pictures = np.random.default_rng(0).uniform(size=(2, 33, 46, 3)).astype(np.float32)
     if Path(path).suffix.lower() == ".onnx":
         data = to_onnx(net, variables, about)
-        session = importlib.import_module("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
+        session = _needed("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
         (painted,) = session.run(None, {"pictures": pictures})
     else:
         data = to_jax(net, variables)
@@ -228,7 +227,4 @@ def _output(graph, output, x):
 
 
 def _needed(package):
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise InputError(f'exporting as ONNX needs {package}: pip install "nstjax[onnx]"') from error
+    return needed(package, "exporting as ONNX", '"nstjax[onnx]"')

@@ -153,6 +153,15 @@ def metadata(path) -> dict[str, str]:
     return text if description is None else {"ImageDescription": str(description)}
 
 
+def is_animated(path) -> bool:
+    """Whether a file is a GIF, WebP or PNG of several frames; False if it cannot be read."""
+    with contextlib.suppress(InputError), _reading(path) as (name, file):
+        _check_file(name, file)
+        with decoding.quietly():
+            return Image.open(file, formats=("GIF", "WEBP", "PNG")).is_animated  # type: ignore[attr-defined]
+    return False
+
+
 @contextlib.contextmanager
 def _reading(path):
     """(name, binary file) of a path or a file object. Whatever goes wrong inside becomes an InputError of one line."""

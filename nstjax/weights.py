@@ -6,7 +6,6 @@ apart, since zeros are padded after its subtraction. `load` is for VGG; `nstjax.
 """
 
 import hashlib
-import importlib
 import json
 import os
 import re
@@ -16,6 +15,7 @@ import numpy as np
 
 from nstjax import files, torchfile
 from nstjax.errors import InputError
+from nstjax.optional import needed
 
 # Convolutions in each of the five blocks, and their channels (Simonyan and Zisserman 2015, table 1, D and E).
 BLOCKS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -123,7 +123,7 @@ def download(network, source):
 
     The checksum is compared at every call; a file that fails is removed. InputError if it cannot be had.
     """
-    pooch = _optional("pooch", f"weights {source!r}", "pooch tqdm")
+    pooch = needed("pooch", f"weights {source!r}: downloading them", "pooch tqdm")
     name, checksum, size = DOWNLOADS[network, source]
     url = f"{KERAS_URL if source == 'keras' else TORCHVISION_URL}/{name}"
     folder = os.environ.get("NSTJAX_CACHE") or pooch.os_cache("nstjax")
@@ -176,6 +176,10 @@ def read(path, wanted=None):
     except OSError as error:
         why = f"cannot be read ({_reason(error)}); check the path and the file"
         raise files.refusal(path, why) from error
+    except ImportError as error:  # of a package that a reader imports while it reads
+        package = (error.name or "").partition(".")[0]
+        advice = f"pip install {package}" if package else "install it again"
+        raise files.refusal(path, f"a package to read it is missing or broken ({_reason(error)}): {advice}") from error
     except Exception as error:  # a damaged file makes each library's reader fail in its own ways
         why = f"is no sound {suffix} file ({_reason(error)}); get it again"
         raise files.refusal(path, why) from error
@@ -300,8 +304,8 @@ def _check_room(size):
 
 
 def _read_safetensors(path, wanted):
-    safetensors = importlib.import_module("safetensors")
-    importlib.import_module("ml_dtypes")  # which comes with jax, and teaches numpy bfloat16
+    safetensors = needed("safetensors", f"{path}: reading it", "safetensors")
+    needed("ml_dtypes", f"{path}: reading it", "ml_dtypes")  # comes with jax, and teaches numpy bfloat16
     with safetensors.safe_open(path, framework="numpy") as file:
         names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118 (it is no dict)
         arrays = {name: file.get_tensor(name) for name in names}
@@ -321,33 +325,46 @@ def _read_torch(path, wanted):
 
 
 def _read_h5(path, wanted):
-    h5py = _optional("h5py", path, '"nstjax[convert]"')
-    found = {}
+    h5py = needed("h5py", f"{path}: reading it", '"nstjax[convert]"')
+    datasets, links = {}, []
 
     def visit(name, item):
-        if isinstance(item, h5py.Dataset) and wanted(name):
-            found[name] = item
+        if isinstance(item, h5py.Dataset):
+            datasets[name] = item
+
+    def visit_link(name, link):
+        if not isinstance(link, h5py.HardLink):
+            links.append(name)
 
     with h5py.File(path) as file:
-        file.visititems(visit)
+        file.visititems(visit)  # follows none of the links
+        file.visititems_links(visit_link)
+        # Any of these could bring the numbers of any other file that the user may read.
+        links += [name for name, item in datasets.items() if item.external or item.is_virtual]
+        if links:
+            raise ValueError(f"its {links[0]!r} refers to something else, maybe in another file")
+        found = {name: item for name, item in datasets.items() if wanted(name)}
+        for name, item in found.items():
+            _check_filters(name, item.id.get_create_plist())
         _check_room(sum(item.nbytes for item in found.values()))
         return {name: item[()] for name, item in found.items()}
 
 
+def _check_filters(name, properties):
+    """Refuse compression other than HDF5's own (1 to 6) and h5py's LZF, for which HDF5 would load a plugin's code."""
+    for number in range(properties.get_nfilters()):
+        code = properties.get_filter(number)[0]
+        if code not in (1, 2, 3, 4, 5, 6, 32000):
+            raise ValueError(f"its {name!r} is compressed by a plugin (filter {code})")
+
+
 def _read_onnx(path, wanted):
-    onnx = _optional("onnx", path, '"nstjax[convert]"')
-    to_array = importlib.import_module("onnx.numpy_helper").to_array
+    onnx = needed("onnx", f"{path}: reading it", '"nstjax[convert]"')
+    to_array = needed("onnx.numpy_helper", f"{path}: reading it", '"nstjax[convert]"').to_array
     tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if wanted(t.name)]
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
         raise ValueError("it keeps its numbers in another file")
     return {t.name: to_array(t) for t in tensors}
-
-
-def _optional(package, what, install):
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise files.refusal(what, f"reading it needs {package}: pip install {install}") from error
 
 
 def _digest(path, algorithm):

@@ -184,7 +184,7 @@ def test_a_position_of_other_data_or_another_seed_is_refused(folder, tmp_path):
     other = shutil.copytree(folder, tmp_path / "other")
     shutil.copy(other / "0.bmp", other / "new.bmp")
     assert str(other) in refused(take, 1, data.folder(other), position=position)
-    for damaged in ({}, [], "text", position | {"pictures": -1}, position | {"pictures": 1.5}):
+    for damaged in ({}, [], "text", *(position | {"pictures": seen} for seen in (-1, 1.5, 2**62, 10**30))):
         assert "damaged" in refused(take, 1, source, position=damaged)
 
 
@@ -239,7 +239,14 @@ def test_proportions_are_kept(tmp_path, h, w):
 
 
 def test_impossible_options_are_told(folder):
-    for options in ({"batch": 0}, {"crop": 0}, {"host": 2, "hosts": 2}, {"scale": (0.5, 1)}, {"scale": (2, 1)}):
+    for options in (
+        {"batch": 0},
+        {"crop": 0},
+        {"host": 2, "hosts": 2},
+        {"scale": (0.5, 1)},
+        {"scale": (2, 1)},
+        {"seed": -1},
+    ):
         with pytest.raises(ValueError, match="impossible"):
             take(1, data.folder(folder), **options)
 

@@ -257,6 +257,7 @@ def changed(tree, name, array):
             ["conv1.conv2d.weight", "[32, 3, 7, 7]", "[32, 3, 9, 9]"],
         ),
         (lambda t: changed(t, "in2.weight", np.full(64, np.nan, np.float32)), ["in2.weight", "not finite"]),
+        (lambda t: changed(t, "conv1.conv2d.weight", np.full((32, 3, 9, 9), 1e38, np.float32)), ["too large"]),
         (lambda t: changed(t, "res6.conv1.conv2d.weight", np.ones(3, np.float32)), ["res6.conv1.conv2d.weight"]),
         (lambda t: {"features.0.weight": np.ones(3, np.float32)}, ["has no conv1.conv2d.weight"]),
     ],
@@ -274,6 +275,7 @@ def test_other_torch_files_are_refused(tmp_path, change, words):
         (lambda v: [*v[:39], v[39].swapaxes(2, 3), *v[40:]], ["arr_39", "[3, 3, 128, 64]", "[3, 3, 64, 128]"]),
         (lambda v: [*v[:4], np.array(["a"] * 64), *v[5:]], ["arr_4", "<U1"]),
         (lambda v: [*v[:4], v[4] * np.inf, *v[5:]], ["arr_4", "not finite"]),
+        (lambda v: [np.full_like(v[0], 3e38), *v[1:]], ["too large"]),
         (lambda v: [*v, np.zeros(2**25)], ["unpack"]),
     ],
 )

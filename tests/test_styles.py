@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -9,14 +10,15 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tyro
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import nstjax
-from nstjax import features, images, nets, styles, terminal, weights
+from nstjax import features, images, nets, styles, tensors, terminal, weights
 from nstjax.errors import InputError
-from nstjax.nets import TransformNet, adain
+from nstjax.nets import TransformNet, adain, layers, texture
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformNet(width=4, blocks=1)
@@ -57,24 +59,196 @@ def test_a_net_comes_back_from_its_file(tiny, tmp_path):
     assert jax.tree.structure(variables) == jax.tree.structure(tiny)
 
 
-def damaged(path, tiny):
-    styles.save(path, tiny, {"net": "fast"})
-    path.write_bytes(path.read_bytes()[:-100])
+def named(variables):
+    """The arrays of a style's file."""
+    pairs = jax.tree_util.tree_leaves_with_path(variables)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x, np.float16) for path, x in pairs}
 
 
-def foreign(path, tiny):
-    styles.save(path, tiny, {"net": "other"})
+def raw(entries, about, data=b""):
+    """A safetensors file of any header."""
+    header = json.dumps(entries | {"__metadata__": {"nstjax": about}}).encode()
+    return len(header).to_bytes(8, "little") + header + data
 
 
-def empty(path, tiny):
-    path.write_bytes(b"")
+def net(**changes):
+    """A file of the tiny net with some arrays changed (None: left out), in a form without checksum."""
+    return lambda good: safetensors.numpy.save(
+        {name: x for name, x in (good | changes).items() if x is not None}, {"nstjax": '{"net": "fast"}'}
+    )
 
 
-@pytest.mark.parametrize("make", [damaged, foreign, empty])
-def test_bad_files_are_refused_in_one_line(tiny, tmp_path, make):
-    make(tmp_path / "bad.safetensors", tiny)
-    with pytest.raises(InputError, match=r"^[^\n]*bad\.safetensors[^\n]*$"):
+def about(text):
+    return lambda good: safetensors.numpy.save(good, {"nstjax": text})
+
+
+def rotten(good):
+    data = bytearray(tensors.dump(good, {"net": "fast"}))
+    data[-900:-500] = bytes(400)
+    return bytes(data)
+
+
+def kernel(dtype):
+    return lambda good: net(**{KERNEL: np.ones(good[KERNEL].shape, dtype)})(good)
+
+
+def in_kernel(number):
+    return lambda good: net(**{KERNEL: np.full_like(good[KERNEL], number)})(good)
+
+
+def texture_of(scales):
+    names = {f"params/join{i}/conv1/kernel": np.ones((3, 3, 3, 1), np.float16) for i in range(scales - 1)}
+    data = names | {"params/scale0/conv1/kernel": np.ones((3, 3, 3, 8), np.float16)}
+    return lambda good: safetensors.numpy.save(data, {"nstjax": '{"net": "ulyanov"}'})
+
+
+KERNEL, HALF = "params/conv1/kernel", np.ones(4, np.float16)
+NESTED = "[" * 100_000 + "]" * 100_000
+# {what is wrong: (its file's bytes, given the arrays of the tiny net, and a word of the message)}
+HOSTILE = {
+    "empty": (lambda good: b"", "cut short"),
+    "cut short": (lambda good: about('{"net": "fast"}')(good)[:-100], "cut short"),
+    "longer": (lambda good: about('{"net": "fast"}')(good) + b"more", "cut short"),
+    "rotten": (rotten, "checksum"),
+    "a pickle": (lambda good: pickle.dumps(good), "cut short"),
+    "no metadata": (lambda good: safetensors.numpy.save(good), "not a trained style"),
+    "metadata of others": (lambda good: safetensors.numpy.save(good, {"format": "pt"}), "not a trained style"),
+    "metadata not JSON": (about("{"), "not a trained style"),
+    "metadata no dict": (about('["net", "fast"]'), "not a trained style"),
+    "metadata a number": (about("3"), "not a trained style"),
+    "metadata nested deep": (about('{"net": ' + NESTED + "}"), "not a trained style"),
+    "metadata of many digits": (about('{"net": "fast", "steps": ' + "9" * 10_000 + "}"), "not a trained style"),
+    "no net": (about("{}"), "None"),
+    "net unhashable": (about('{"net": ["fast"]}'), "fast"),
+    "net a dict": (about('{"net": {"fast": 1}}'), "fast"),
+    "net unknown": (about('{"net": "other"}'), "other"),
+    "net of control codes": (about(r'{"net": "\u001b[2J\n"}'), "x1b"),
+    "steps a text": (about('{"net": "fast", "steps": "many"}'), "many"),
+    "steps negative": (about('{"net": "fast", "steps": -1}'), "-1"),
+    "of another net": (about('{"net": "depsep"}'), "depsep"),
+    "of AdaIN": (about('{"net": "adain"}'), "adain"),
+    "of textures": (about('{"net": "texture"}'), "texture"),
+    "no arrays": (lambda good: safetensors.numpy.save({}, {"nstjax": '{"net": "fast"}'}), "has no"),
+    "an array less": (net(**{KERNEL: None}), KERNEL),
+    "an array more": (net(extra=HALF), "extra"),
+    "an array in an array": (net(**{f"{KERNEL}/inner": HALF}), f"{KERNEL}/inner"),
+    "an array for a layer": (net(**{"params/conv1": HALF}), "params/conv1"),
+    "an array for all": (net(params=HALF), "params"),
+    "empty name": (net(**{"": HALF}), "''"),
+    "slashes": (net(**{"params//": HALF}), "params//"),
+    "control codes": (net(**{"\x1b[2J\n": HALF}), "x1b"),
+    "a long name": (net(**{"x" * 100_000: HALF}), "xxx"),
+    "other collection": (net(**{"batch_stats/conv1_norm/mean": HALF}), "batch_stats"),
+    "another shape": (net(**{KERNEL: np.ones((3, 3, 3, 4), np.float16)}), "[9, 9, 3, 4]"),
+    "transposed": (lambda good: net(**{KERNEL: good[KERNEL].transpose(3, 2, 0, 1).copy()})(good), "[4, 3, 9, 9]"),
+    "a scalar": (net(**{KERNEL: np.array(1, np.float16)}), "[]"),
+    "whole numbers": (kernel(np.int16), "int16"),
+    "bytes": (kernel(np.uint8), "uint8"),
+    "booleans": (kernel(bool), "bool"),
+    "double precision": (kernel(np.float64), "float64"),
+    "complex": (kernel(np.complex64), "complex64"),
+    "NaN": (in_kernel(np.nan), "not finite"),
+    "infinity": (in_kernel(-np.inf), "not finite"),
+    "an unknown dtype": (
+        lambda good: raw({"a": {"dtype": "F7", "shape": [1], "data_offsets": [0, 1]}}, "{}", b"0"),
+        "trained style",
+    ),
+    "eight bits": (
+        lambda good: raw({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}}, '{"net": "fast"}', b"0"),
+        "bad.safetensors",
+    ),
+    "too large a shape": (
+        lambda good: raw({"a": {"dtype": "F16", "shape": [2**62, 8], "data_offsets": [0, 0]}}, '{"net": "fast"}'),
+        "trained style",
+    ),
+    "an empty shape": (
+        lambda good: raw({"a": {"dtype": "F16", "shape": [0, 2**62], "data_offsets": [0, 0]}}, '{"net": "fast"}'),
+        "bad.safetensors",
+    ),
+    "overlapping": (
+        lambda good: raw(
+            {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "ab"}, '{"net": "fast"}', b"0000"
+        ),
+        "trained style",
+    ),
+    "a header of no text": (lambda good: (9).to_bytes(8, "little") + b"\xff" * 9, "trained style"),
+    "a huge header": (lambda good: (2**62).to_bytes(8, "little") + b"{}", "trained style"),
+    "of 1000 scales": (texture_of(1000), "1000 scales"),
+    "of 3 scales": (texture_of(3), "ulyanov"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_bad_files_are_refused_in_one_line(tiny, tmp_path, case):
+    make, word = HOSTILE[case]
+    (tmp_path / "bad.safetensors").write_bytes(make(named(tiny)))
+    with pytest.raises(InputError) as error:
         styles.load(tmp_path / "bad.safetensors")
+    line = str(error.value)
+    assert line.isprintable() and "bad.safetensors: " in line and word in line and len(line) < 1000, line
+
+
+def test_a_huge_file_is_not_read(tmp_path):
+    for name in ("a.safetensors", "a.pth", "a.npz"):
+        with open(tmp_path / name, "wb") as file:
+            file.truncate(2**36)  # takes no space on the disk
+        with pytest.raises(InputError, match=rf"^[^\n]*{name}[^\n]*at most 128 MiB[^\n]*$"):
+            styles.load(tmp_path / name)
+
+
+NETS = {
+    "fast": (TINY, (np.zeros((1, 16, 16, 3), np.float32),)),
+    "johnson": (TransformNet(width=4, blocks=1, norm=layers.BatchNorm), (np.zeros((1, 16, 16, 3), np.float32),)),
+    "adain": (nets.Decoder(channels=(6, 5, 4)), (np.zeros((1, 2, 2, 8), np.float32),)),
+    "texture": (nets.TextureNet(width=2, norm=layers.BatchNorm), 3),
+    "ulyanov": (nets.TextureNet(width=2), 2),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_kind_of_net_comes_back_as_it_was_saved(monkeypatch, tmp_path, name):
+    module, inputs = NETS[name]
+    if isinstance(inputs, int):
+        z = texture.noise(jax.random.key(0), (1, 16, 16), scales=inputs)
+        inputs = (z, None if name == "texture" else np.zeros((1, 16, 16, 3), np.float32))
+    monkeypatch.setitem(nets.NETS, name, module)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float16).astype(np.float32), shapes)
+    styles.save(tmp_path / "a.safetensors", variables, {"net": name, "steps": 1})
+    found, loaded, about = styles.load(tmp_path / "a.safetensors")
+    assert found is module and about == {"net": name, "steps": 1}
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e39])
+def test_numbers_that_are_not_finite_are_never_saved(tiny, tmp_path, number):
+    tiny = jax.tree.map(lambda x: np.array(x, np.float64), tiny)
+    tiny["params"]["conv1"]["kernel"][0, 0, 0, 0] = number
+    (tmp_path / "a.safetensors").write_bytes(b"an older one")
+    with pytest.raises(InputError, match=r"^[^\n]*a\.safetensors[^\n]*params/conv1/kernel[^\n]*not finite[^\n]*$"):
+        styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    assert (tmp_path / "a.safetensors").read_bytes() == b"an older one"
+
+
+@pytest.mark.parametrize("number, dtype", [(65504, "float16"), (65520, "float32"), (-3e38, "float32")])
+def test_numbers_beyond_half_precision_keep_their_values(tiny, tmp_path, number, dtype):
+    tiny = jax.tree.map(lambda x: np.array(x, np.float32), tiny)
+    tiny["params"]["conv1"]["kernel"][0, 0, 0, 0] = number
+    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    _, variables, _ = styles.load(tmp_path / "a.safetensors")
+    assert variables["params"]["conv1"]["kernel"][0, 0, 0, 0] == np.float32(number)
+    arrays = safetensors.numpy.load_file(tmp_path / "a.safetensors")
+    assert arrays.pop(KERNEL).dtype == dtype and {x.dtype.name for x in arrays.values()} == {"float16"}
+
+
+@pytest.mark.parametrize("name", ["style.bin", "style", "style.pth", "style.npz", "style.safetensors.tmp", "a/.."])
+def test_nets_are_not_saved_under_names_that_are_not_read(tiny, tmp_path, name):
+    for call in (styles.check_output, lambda path: styles.save(path, tiny, {"net": "fast"})):
+        with pytest.raises(InputError, match=r"^[^\n]*\.safetensors[^\n]*$"):
+            call(tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"

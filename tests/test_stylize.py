@@ -291,6 +291,27 @@ def test_a_smooth_video_follows_cuts(run, film_of_six):
     assert np.abs(plain - smooth).mean() < 0.02
 
 
+def animation(path, n=3):
+    frames = [Image.new("RGB", (40, 32), (80 * i, 120, 200 - 60 * i)) for i in range(n)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
+    return path
+
+
+def test_an_animated_gif_is_painted_as_a_video_and_in_a_folder_by_its_first_frame(run, tmp_path, capsys):
+    pytest.importorskip("imageio_ffmpeg", reason="video needs imageio-ffmpeg (the video extra)")
+    (tmp_path / "folder").mkdir()
+    gif = animation(tmp_path / "folder" / "a.gif")
+    painted = run(content=[gif], output="out.mp4")
+    assert "saved 3 frames" in capsys.readouterr().out and video.info(painted).frames == 3
+    run(content=[gif.parent], output="pictures")
+    assert images.load(tmp_path / "pictures" / "a.png").shape == (32, 40, 3)
+    run(content=[animation(tmp_path / "single.gif", 1)], output="single.png")
+    assert images.load(tmp_path / "single.png").shape == (32, 40, 3)
+    with pytest.raises(SystemExit):
+        run(content=[gif, tmp_path / "single.gif"], output="pictures")
+    assert "a.gif: a video is painted alone" in capsys.readouterr().err
+
+
 def test_ctrl_c_leaves_a_playable_video(style, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="video needs imageio-ffmpeg (the video extra)")
     styles.save(style, trained(nets.NETS["depsep"], EXAMPLE), {"net": "depsep"})

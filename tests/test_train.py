@@ -1,15 +1,20 @@
 """Training steps: the loss is the paper's, devices make no difference, and it learns."""
 
+import errno
 import functools
+import os
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import safetensors.numpy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_vgg import narrow
 
-from nstjax import features, losses, nets, parallel, train
+from nstjax import checkpoint, features, losses, nets, parallel, train
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import adain, layers, texture
@@ -221,6 +226,226 @@ def test_noise_is_a_pictures_own_wherever_it_is_computed():
 
 def test_one_process_gathers_its_own_number():
     assert parallel.gather(3).tolist() == [3]
+
+
+# --- steps that must be rejected
+
+
+def rejected(kind):
+    """(state, step factory, batch, data) of a toy with a finite loss, but something else that is not."""
+    start = {"an infinite gradient": 0.0, "parameters that overflow": 3.39e38}.get(kind, 1.0)
+    transformation = {
+        "an infinite gradient": optax.chain(optax.clip(1.0), optax.sgd(0.1)),  # which would hide it
+        "parameters that overflow": optax.sgd(3e38),
+    }.get(kind, optax.adam(0.1))
+
+    def loss(params, stats, batch, keys, data):
+        w = params["w"]
+        value = {
+            "an infinite gradient": lambda: jnp.sqrt(jnp.abs(w)),
+            "an optimizer's state that overflows": lambda: 1e25 * w,
+            "parameters that overflow": lambda: -0.1 * w,
+        }.get(kind, lambda: w**2)()
+        if kind == "a batch":
+            value = value + batch.mean()
+        stats = {"mean": jnp.where(kind == "averages", jnp.nan, 0.0) + stats["mean"]}
+        return value.sum() + 0 * batch.mean(), ({"part": jnp.ones(())}, stats)
+
+    params = {"w": jnp.full(3, start)}
+    batch = np.ones((8, 2), np.float32)
+    if kind == "a batch":
+        batch[5, 1] = np.nan  # on one of eight devices
+    state = train.State(
+        jnp.zeros((), jnp.int32), params, {"mean": jnp.zeros(3)}, transformation.init(params), jax.random.key(0)
+    )
+    return state, lambda axis=None: train.make_step(loss, transformation, axis=axis), batch, {"rate": jnp.float32(1)}
+
+
+REJECTED = {
+    "a batch": "the batch is not finite",
+    "an infinite gradient": "the gradient or the parameters are not finite",
+    "an optimizer's state that overflows": "the gradient or the parameters are not finite",
+    "parameters that overflow": "the gradient or the parameters are not finite",
+    "averages": "the gradient or the parameters are not finite",
+}
+
+
+@pytest.mark.parametrize("kind", [*REJECTED, "nothing"])
+def test_a_step_reports_whatever_is_not_finite_on_all_devices(kind):
+    state, make, batch, data = rejected(kind)
+    _, terms = jax.jit(make())(state, batch, data)
+    assert bool(jnp.isfinite(terms["loss"])) == (kind == "nothing")
+    several = jax.pmap(make("devices"), "devices", in_axes=(None, 0, None))
+    new, terms = several(state, batch.reshape(8, 1, 2), data)
+    assert np.isfinite(terms["loss"]).tolist() == [kind == "nothing"] * 8
+    assert train.finite(new.params["w"]) or kind != "nothing"
+
+
+def counted(position):
+    """A stream of batches, each its own number."""
+    number = position or 0
+    while True:
+        number += 1
+        yield np.full((8, 2), number, np.float32), number
+
+
+START = train.State(np.int32(0), np.float32(0), {}, (), jax.random.key(0))
+
+
+def counting(state, batch, data):
+    """A step that adds the rate, and another number for each batch."""
+    new = state._replace(step=state.step + 1, params=np.float32(state.params + float(data["rate"])))
+    return new, {"loss": 1.0 / batch.mean()}
+
+
+def assert_sound(folder):
+    """That all of what was saved is finite."""
+    for path in folder.glob("checkpoint-*.safetensors"):
+        assert all(np.isfinite(x).all() for x in safetensors.numpy.load_file(path).values() if x.dtype.kind == "f")
+    assert all(np.isfinite(list(row.values())).all() for row in train.history(folder))
+
+
+@pytest.mark.parametrize("kind", REJECTED)
+def test_what_is_not_finite_is_never_saved_and_named_at_the_end(tmp_path, kind):
+    state, make, bad, _ = rejected(kind)
+    step, calls = jax.jit(make()), []
+
+    def stream(position):
+        return ((bad, number) for number in range(1 + (position or 0), 100))
+
+    def called(*args):
+        calls.append(args)
+        return step(*args)
+
+    with pytest.raises(InputError) as error:
+        train.fit(called, state, stream, {}, steps=12, folder=tmp_path, every=1)
+    advice = "check the pictures to train on" if kind == "a batch" else "lower --learning-rate"
+    assert str(error.value).startswith(f"{REJECTED[kind]} three times in a row, last at step 1: {advice}")
+    assert [float(args[2]["rate"]) for args in calls] == [1, 0.5, 0.25]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("part", ["params", "stats", "optimizer"])
+def test_a_state_that_is_not_finite_is_rejected_whoever_made_the_step(tmp_path, part):
+    def step(state, batch, data):
+        new, terms = counting(state, batch, data)
+        return new._replace(**{part: np.float32("inf")} if new.step == 6 else {}), terms
+
+    start = START._replace(stats=np.float32(0), optimizer=np.float32(0))
+    with pytest.raises(InputError, match="three times in a row, last at step 6"):
+        train.fit(step, start, counted, {}, steps=12, folder=tmp_path, every=4)
+    assert_sound(tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["checkpoint-00000004.safetensors"]
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 2), min_size=9, max_size=9), st.integers(1, 5))
+def test_failures_count_in_a_row_only(tmp_path_factory, failures, every):
+    """Each step fails up to twice, then succeeds: the training comes to its end, however many fail in all."""
+    folder, left = tmp_path_factory.mktemp("a"), list(failures)
+
+    def step(state, batch, data):
+        new, terms = counting(state, batch, data)
+        if left[int(state.step)]:
+            left[int(state.step)] -= 1
+            new = new._replace(params=np.float32("nan"))
+        return new, terms
+
+    end = train.fit(step, START, counted, {}, steps=9, folder=folder, every=every)
+    assert int(end.step) == 9 and np.isfinite(end.params)
+    assert_sound(folder)
+    rate = checkpoint.extra(checkpoint.latest(folder))["rate"]
+    assert rate == 0.5 ** sum(failures)
+    assert [row["step"] for row in train.history(folder)] == list(range(1, 10))
+
+
+def test_a_training_goes_on_after_a_rollback_with_its_rate(tmp_path):
+    def step(state, batch, data):
+        broken = float(data["rate"]) > 0.5 and int(state.step) == 5
+        new, terms = counting(state, batch, data)
+        return new, terms | ({"loss": np.inf} if broken else {})
+
+    whole = train.fit(step, START, counted, {}, steps=12, folder=tmp_path / "whole", every=3)
+    train.fit(step, START, counted, {}, steps=8, folder=tmp_path / "parts", every=3)
+    parts = train.fit(step, START, counted, {}, steps=12, folder=tmp_path / "parts", every=3)
+    assert float(whole.params) == float(parts.params) == 3 + 9 * 0.5
+    for file in ("loss.csv", "checkpoint-00000012.safetensors"):
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+ENDS = [OSError("the disk"), KeyboardInterrupt(), MemoryError(), InputError("the data"), SystemExit(3), ValueError("x")]
+
+
+@pytest.mark.parametrize("where", ["stream", "step", "stopped", "sample"])
+@pytest.mark.parametrize("error", ENDS, ids=lambda error: type(error).__name__)
+def test_whatever_ends_a_training_what_was_done_is_saved(tmp_path, where, error):
+    def fail(*args):
+        raise error
+
+    def stream(position):
+        return (pair if pair[1] != 8 else fail() for pair in counted(position))
+
+    def step(state, batch, data):
+        return fail() if batch[0, 0] == 8 else counting(state, batch, data)
+
+    broken = {
+        "stream": {"stream": stream},
+        "step": {"step": step},
+        "stopped": {"stopped": lambda: calls.append(1) or (len(calls) == 8 and fail())},
+        "sample": {"sample": fail, "every": 7},
+    }[where]
+    calls: list = []
+    usual = {"step": counting, "state": START, "stream": counted, "data": {}, "folder": tmp_path / "a", "every": 5}
+    with pytest.raises(type(error)) as caught:
+        train.fit(**usual | broken, steps=12)
+    assert caught.value is error
+    assert checkpoint.step(checkpoint.latest(tmp_path / "a")) == 7
+    assert len(train.history(tmp_path / "a")) == 7
+    train.fit(**usual, steps=12)
+    train.fit(**usual | {"folder": tmp_path / "b"}, steps=12)
+    for file in ("loss.csv", "checkpoint-00000012.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_nothing_is_saved_where_nothing_was_done(tmp_path):
+    def stream(position):
+        raise OSError("no data")
+        yield
+
+    with pytest.raises(OSError, match="no data"):
+        train.fit(counting, START, stream, {}, steps=12, folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
+    train.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match=r"^[^\n]*No space left on device[^\n]*$"):
+        train.fit(counting, START, counted, {}, steps=12, folder=tmp_path, every=2)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "step,loss\n1", "step,loss\n1,2,3\n", "step,loss\nnan,1\n", "\0\xff"])
+def test_damaged_losses_are_refused_in_one_line(tmp_path, text):
+    train.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
+    (tmp_path / "loss.csv").write_bytes(text.encode("latin1"))
+    if text in ("", "nonsense"):  # no rows: the curves begin anew
+        assert train.history(tmp_path) == []
+        return
+    with pytest.raises(InputError, match=r"^[^\n]*loss\.csv[^\n]*$"):
+        train.fit(counting, START, counted, {}, steps=6, folder=tmp_path, every=2)
+
+
+@pytest.mark.parametrize("extra", [{}, {"configuration": [], "rate": 1.0}, {"configuration": {}, "rate": float("nan")}])
+def test_checkpoints_of_something_else_are_refused(tmp_path, extra):
+    checkpoint.save(tmp_path, 3, START, extra)
+    with pytest.raises(InputError, match=r"^[^\n]*checkpoint-00000003[^\n]*no checkpoint of a training[^\n]*$"):
+        train.fit(counting, START, counted, {}, steps=6, folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(tmp_path, capsys):

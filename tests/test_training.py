@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,7 @@ def here(tmp_path_factory):
         picture(folder / "photos" / f"{i}.png", i)
         picture(folder / "paintings" / f"{i}.png", 10 + i)
     picture(folder / "painting.png", 9)
+    (folder / "damaged.safetensors").write_bytes(b"0" * 1000)
     return folder
 
 
@@ -152,6 +154,32 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(run, here, kind):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
 
+def test_the_largest_seed_trains(run, here):
+    """AdaIN's second stream takes the seed after it."""
+    run("adain", "--seed", 2**32 - 1, folder="seed", steps=1)
+
+
+def test_a_second_interrupt_ends_at_once_and_loses_nothing(here):
+    name, _, own = COMMANDS["transform"]
+    process = in_another_process(here, name, *own, *standard("twice", 10**6), devices=1)
+    try:
+        while not list((here / "twice").glob("checkpoint-*.safetensors")):
+            assert process.poll() is None, process.communicate()[0].decode()
+            time.sleep(0.005)
+        for _ in range(2):
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.02)
+        said = process.communicate(timeout=120)[0].decode()
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 130, said
+    newest = max((here / "twice").glob("checkpoint-*.safetensors"))
+    assert checkpoint.latest(here / "twice") == newest
+    assert [row["step"] for row in train.history(here / "twice")] == list(range(1, checkpoint.step(newest) + 1))
+    assert not list((here / "twice").glob(".*.tmp"))
+
+
 BAD = {
     "no steps": ("transform", ["--steps", "0"], "--steps"),
     "a batch that does not divide": ("transform", ["--batch-size", "3"], "--batch-size"),
@@ -165,6 +193,16 @@ BAD = {
     "texture of photographs": ("ulyanov", ["--texture"], "--texture"),
     "no scales": ("texture", ["--scales", "0"], "--scales"),
     "output is a folder": ("texture", ["--output", "photos"], "photos"),
+    "output without suffix": ("texture", ["--output", "style"], "style: trained nets are .safetensors files"),
+    "output named like a bundled style": ("texture", ["--output", "starry_night"], ".safetensors"),
+    "output of no known kind": ("transform", ["--output", "style.bin"], "style.bin: trained nets are .safetensors"),
+    "output of another library": ("adain", ["--output", "style.pth"], ".safetensors"),
+    "output of an exported net": ("transform", ["--output", "style.onnx"], ".safetensors"),
+    "negative seed": ("transform", ["--seed", "-1"], "--seed -1"),
+    "seed of 33 bits": ("texture", ["--seed", str(2**32)], "--seed"),
+    "seed of 65 bits": ("adain", ["--seed", str(2**64)], "--seed"),
+    "too many steps": ("transform", ["--steps", str(2**31)], "--steps"),
+    "damaged net to start from": ("transform", ["--init", "damaged.safetensors"], "damaged.safetensors"),
     "checkpoints under a file": ("texture", ["--checkpoint-dir", "painting.png"], "painting.png"),
     "processes without coordinator": ("texture", ["--processes", "2"], "--coordinator"),
     "coordinator without processes": ("texture", ["--coordinator", "here:1"], "--processes"),

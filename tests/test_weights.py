@@ -11,6 +11,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -30,6 +31,7 @@ from safetensors.numpy import load_file, save_file
 
 from nstjax import features, torchfile, weights
 from nstjax.errors import InputError
+from nstjax.optional import needed
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("vgg16", "vgg19")
@@ -696,6 +698,44 @@ def test_missing_pooch(monkeypatch):
         weights.load("vgg16", "keras")
 
 
+@pytest.mark.parametrize("package", ["safetensors", "ml_dtypes"])
+def test_missing_package_of_safetensors(tmp_path, monkeypatch, package):
+    """As in an environment with Torch but without jax: the file is sound."""
+    write_safetensors(tmp_path / "a.safetensors", random_layers())
+    monkeypatch.setitem(sys.modules, package, None)
+    with refused("a.safetensors", f"reading it needs {package}: pip install {package}"):
+        weights.load("vgg16", tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ModuleNotFoundError("No module named 'a.b'", name="a.b"), ["No module named 'a.b'", "pip install a"]),
+        (ImportError("libhdf5.so: cannot open shared object file"), ["libhdf5.so", "install it again"]),
+    ],
+)
+def test_package_that_a_reader_misses_while_it_reads(tmp_path, monkeypatch, error, words):
+    def fail(*args, **kwargs):
+        raise error
+
+    np.savez(tmp_path / "a.npz", **own_arrays(random_layers()))
+    monkeypatch.setattr(np, "load", fail)
+    with refused("a.npz", "package", *words):
+        weights.load("vgg16", tmp_path / "a.npz")
+
+
+def test_needed_names_what_is_missing(tmp_path, monkeypatch):
+    assert needed("json", "this", "json") is json
+    (tmp_path / "half_there.py").write_text("import nowhere_at_all")
+    monkeypatch.syspath_prepend(tmp_path)
+    for package, words in (
+        ("nowhere_at_all", "reading it needs nowhere_at_all: pip install x"),
+        ("half_there", "needs half_there, which cannot be imported (No module named 'nowhere_at_all'): pip install x"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            needed(package, "reading it", "x")
+
+
 def test_onnx_in_bfloat16(tmp_path):
     import ml_dtypes
 
@@ -735,6 +775,112 @@ def test_odd_datasets_in_h5(tmp_path, kind):
             file[f"block1_conv1/block1_conv1/{name}:0"] = values[kind]
     with refused("file.h5", "conv1_1"):
         weights.load("vgg16", tmp_path / "file.h5")
+
+
+KERNEL = "block1_conv1/block1_conv1/kernel:0"
+
+
+def external_storage(h5py, file, array):
+    (Path(file.filename).parent / "secret").write_bytes(array.tobytes())
+    del file[KERNEL]
+    file.create_dataset(KERNEL, array.shape, "f4", external=[("secret", 0, array.nbytes)])
+
+
+def virtual(h5py, file, array, other="secret.h5"):
+    with h5py.File(Path(file.filename).parent / "secret.h5", "w") as secret:
+        secret["x"] = array
+    del file[KERNEL]
+    layout = h5py.VirtualLayout(array.shape, "f4")
+    layout[:] = h5py.VirtualSource(other, "x", array.shape)
+    file.create_virtual_dataset(KERNEL, layout)
+
+
+def virtual_of_itself(h5py, file, array):
+    file["x"] = array
+    virtual(h5py, file, array, other=".")
+
+
+def external_link(h5py, file, array):
+    virtual(h5py, file, array)
+    del file[KERNEL]
+    file[KERNEL] = h5py.ExternalLink("secret.h5", "/x")
+
+
+def external_link_of_a_group(h5py, file, array):
+    external_link(h5py, file, array)
+    del file["block1_conv1"]
+    file["block1_conv1"] = h5py.ExternalLink("secret.h5", "/")
+
+
+def external_link_elsewhere(h5py, file, array):
+    file["other/deep/link"] = h5py.ExternalLink("/etc/passwd", "/")
+
+
+def soft_link(h5py, file, array):
+    external_link(h5py, file, array)
+    del file[KERNEL]
+    file["away"] = h5py.ExternalLink("secret.h5", "/")
+    file[KERNEL] = h5py.SoftLink("/away/x")
+
+
+def soft_link_in_a_circle(h5py, file, array):
+    file["other"] = h5py.SoftLink("/other")
+
+
+def external_storage_elsewhere(h5py, file, array):
+    file.create_dataset("dense/x", (3,), "u1", external=[("/etc/passwd", 0, 3)])
+
+
+def plugin(h5py, file, array):
+    del file[KERNEL]
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk(array.shape)
+    properties.set_filter(32015, h5py.h5z.FLAG_OPTIONAL, ())  # Zstandard, by a plugin
+    space = h5py.h5s.create_simple(array.shape)
+    h5py.h5d.create(file["block1_conv1/block1_conv1"].id, b"kernel:0", h5py.h5t.IEEE_F32LE, space, properties)
+
+
+ELSEWHERE = {
+    external_storage: KERNEL,
+    virtual: KERNEL,
+    virtual_of_itself: KERNEL,
+    external_link: KERNEL,
+    external_link_of_a_group: "block1_conv1",
+    external_link_elsewhere: "other/deep/link",
+    soft_link: "'away'",
+    soft_link_in_a_circle: "'other'",
+    external_storage_elsewhere: "dense/x",
+    plugin: "filter 32015",
+}
+
+
+@pytest.mark.parametrize("change", ELSEWHERE, ids=lambda change: change.__name__)
+def test_h5_that_refers_to_other_files(tmp_path, monkeypatch, change):
+    """They would be read as weights: any file of the user, by a name that a stranger chose."""
+    h5py = pytest.importorskip("h5py")
+    monkeypatch.chdir(tmp_path)
+    layers = random_layers()
+    write_case(tmp_path, "keras 2", layers)
+    with h5py.File(tmp_path / "file.h5", "a") as file:
+        change(h5py, file, np.ascontiguousarray(layers["conv1_1"][0], np.float32))
+    with refused("file.h5", ELSEWHERE[change]):
+        weights.load("vgg16", tmp_path / "file.h5")
+
+
+def test_h5_compressed_by_its_own_filters(tmp_path):
+    h5py = pytest.importorskip("h5py")
+    layers = random_layers()
+    write_case(tmp_path, "keras 2", layers)
+    with h5py.File(tmp_path / "file.h5", "a") as file:
+        for layer, options in {
+            "conv1_1": {"compression": "gzip", "shuffle": True},
+            "conv1_2": {"compression": "lzf"},
+        }.items():
+            name = f"{keras(layer)}/{keras(layer)}/kernel:0"
+            array = file[name][()]
+            del file[name]
+            file.create_dataset(name, data=array, fletcher32=True, **options)
+    check_tree(weights.load("vgg16", tmp_path / "file.h5"), layers, weights.CAFFE)
 
 
 def test_text_in_npz(tmp_path):
