@@ -194,7 +194,8 @@ def main(
         # A panorama becomes too narrow before it becomes short.
         wide_enough = [size for size in sizes if min(min(images.shape(path, size=size)) for path in content) >= MINIMUM]
         sizes = wide_enough or sizes[-1:]
-    check_pictures(sizes, flags)
+    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
+    check_pictures(sizes, flags, memory.for_images(limit))
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
     margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
     canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
@@ -204,7 +205,6 @@ def main(
     params = features.load(network, weights, layers=layers, like=usual)
 
     largest = max((images.shape(path, size=recipe.size) for path in content), key=math.prod)
-    limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
     mesh = stream.mesh(devices) if devices > 1 else None
     place = None if mesh is None else partial(stream.shardings, mesh)
@@ -546,20 +546,24 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def check_pictures(sizes, flags):
-    """Refuse pictures that cannot be read, are too small or narrow at the smallest size, or would be distorted."""
-    size = sizes[0]
-    contents = [images.load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
+def check_pictures(sizes, flags, limit):
+    """Refuse pictures that cannot be read, are too small or narrow at the smallest size, would be distorted, or are
+    too large for the memory.
+
+    limit: bytes that reading one may take.
+    """
+    size, load = sizes[0], partial(images.load, limit=limit)
+    contents = [load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
-        images.load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
+        load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
     for path in flags["content_mask"] + flags["style_mask"]:
-        images.load_mask(path, shape=contents[0].shape[:2])
+        images.load_mask(path, shape=contents[0].shape[:2], limit=limit)
     for path in flags["content_mask"]:
         images.check_aspect(path, images.shape(flags["content"][0]), "--content-mask")
     for path, style in zip(flags["style_mask"], flags["style"], strict=False):
         images.check_aspect(path, images.shape(style), "--style-mask")
     if flags["init"] not in STARTS:
-        images.load(flags["init"], size=contents[0].shape[:2])
+        load(flags["init"], size=contents[0].shape[:2])
         for path in flags["content"]:
             h, w = images.shape(path, size=sizes[-1])
             painted = (h // flags["devices"] * flags["devices"], w)  # an earlier result with as many devices

@@ -113,7 +113,7 @@ def main(
     if isinstance(net, nets.Decoder):
         blend = style_blend or (1.0,) * len(style_image)
         alpha = 1.0 if strength is None else strength
-        net_paint, mix = with_adain(net, variables, style_image, blend, style_size or 512, alpha=alpha), 1.0
+        net_paint, mix = with_adain(net, variables, style_image, blend, style_size or 512, limit, alpha=alpha), 1.0
     else:
         net_paint, mix = with_net(net, variables, limit, seed or 0), 1.0 if strength is None else strength
     finish = jax.jit(jax.vmap(partial(finished, strength=mix, preserve_color=preserve_color)))
@@ -125,7 +125,8 @@ def main(
     if films:
         paint_video(films[0], output, paint, size=size, batch_size=batch_size or 1, smooth=smooth or 0.0)
     elif content:
-        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size or 1, refused=refused)
+        reading = memory.for_images(limit)
+        paint_pictures(jobs, output, paint, size=size, batch_size=batch_size or 1, limit=reading, refused=refused)
     else:
         side = size or 512
         refuse_beyond(limit, net, (1, side, side, 3))
@@ -290,9 +291,9 @@ def with_net(net, variables, limit, seed):
     return partial(paint_with_noise, variables)
 
 
-def with_adain(decoder, variables, paintings, blend, size, *, alpha):
+def with_adain(decoder, variables, paintings, blend, size, limit, *, alpha):
     """photographs [N, H, W, 3] -> pictures in the style of paintings."""
-    loaded = [images.load(path, size=size) for path in paintings]
+    loaded = [images.load(path, size=size, limit=memory.for_images(limit)) for path in paintings]
     params = features.load("vgg19", layers=("relu4_1",))
     target = adain.blend(jnp.concatenate([adain.targets(params, each[None]) for each in loaded]), blend)
     decoder = decoder.clone(fast=jax.default_backend() == "cpu")
@@ -317,10 +318,10 @@ def finished(photograph, picture, *, strength, preserve_color):
     return picture
 
 
-def paint_pictures(jobs, output, paint, *, size, batch_size, refused=0):
+def paint_pictures(jobs, output, paint, *, size, batch_size, limit, refused=0):
     """Paint (photograph, target) one batch after another. What cannot be read is named, and told by the exit status.
 
-    refused: how many were left out before.
+    limit: bytes that reading one may take. refused: how many were left out before.
     """
     total, done = len(jobs) + refused, 0
 
@@ -344,8 +345,9 @@ def paint_pictures(jobs, output, paint, *, size, batch_size, refused=0):
             loaded = []
             for path, target in batch:
                 try:
-                    photograph = images.load(path, size=size)
-                    loaded.append((target, photograph, images.load_alpha(path, shape=photograph.shape[:2])))
+                    photograph = images.load(path, size=size, limit=limit)
+                    alpha = images.load_alpha(path, shape=photograph.shape[:2], limit=limit)
+                    loaded.append((target, photograph, alpha))
                 except InputError as error:
                     refuse(error)
             if not loaded:

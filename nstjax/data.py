@@ -14,14 +14,28 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from nstjax import files, images
 from nstjax.errors import InputError
 from nstjax.optional import needed
 
 _JPEG, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm")
-SUFFIXES = (*_JPEG, *_NETPBM, ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".psd", ".qoi")
+_FORMATS = (".heic", ".heif", ".jxl")  # read by nstjax[formats]
+SUFFIXES = (
+    *_JPEG,
+    *_NETPBM,
+    *_FORMATS,
+    ".png",
+    ".webp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    ".avif",
+    ".jp2",
+    ".psd",
+    ".qoi",
+)
 
 _log = logging.getLogger(__name__)
 
@@ -83,16 +97,11 @@ def coco(data_dir=None, *, split="train", downloads=None) -> Source:
     def read(number, *, short, least):
         name = f"coco/2017 {split}, picture {number}"
         try:
-            with Image.open(io.BytesIO(records[number]["image"]), formats=("JPEG", "PNG")) as picture:
-                if min(picture.size) < least:
-                    raise files.refusal(name, f"{picture.width}x{picture.height} px is under the minimum of {least}")
-                h, w = _fit(picture.size[::-1], short)
-                resized = picture.convert("RGB").resize((w, h), Image.Resampling.LANCZOS)
-        except InputError:
-            raise
-        except Exception as error:  # Pillow raises nearly anything on a corrupt file
+            file = io.BytesIO(records[number]["image"])
+        except Exception as error:  # a damaged record fails in its own way
             raise files.refusal(name, f"cannot be read ({_reason(error)})") from error
-        return np.asarray(resized, np.float32) / 255
+        file.name = name  # type: ignore[attr-defined]
+        return images.load(file, size=_fit(images.shape(file), short), source_minimum=least)
 
     identity = f"{len(records)} of coco/2017 {builder.version} {split}"
     return Source(f"coco/2017 in {root}", len(records), identity, read, {})

@@ -1,98 +1,105 @@
-"""Files of pictures <-> float32 [H, W, 3] in [0, 1], sRGB. Nothing else in nstjax opens a picture.
+"""Image files <-> float32 [H, W, 3] in [0, 1], sRGB. Everything in nstjax that reads an image file does it by `load`.
 
-Whatever a file holds (grey, palette, CMYK, 16 bits, alpha, a camera's rotation, a colour profile, an
-animation) becomes plain sRGB; what cannot be shown faithfully is refused by an `InputError` of one line.
+Whatever a file holds (grey, palette, CMYK, 16 bits, floats, alpha, a camera's rotation, a colour profile, an animation)
+becomes plain sRGB; what cannot be shown faithfully raises an `InputError` of one line. The header decides what an
+image is, and whether it can be decoded within the memory that it may take (`decoding`).
 """
 
 import contextlib
 import io
 import json
+import math
 import os
 import stat
-import threading
-import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
-from nstjax import files
+from nstjax import decoding, files, host, profiles, tiff
 from nstjax.errors import InputError
 
-MAX_PIXELS = 500_000_000  # 2 GB when decoded: more is a mistake or an attack
+MAX_PIXELS = 500_000_000  # more is a mistake or an attack
 HUGE_PIXELS = 64_000_000  # above this JPEGs are decoded at a reduced scale, and one picture at a time
+BAND = 1 << 20  # pixels that are converted at once
+WHOLE = 1 << 24  # pixels up to which an image is resized at once
 
-# A closed list: some of Pillow's readers start programs (EPS runs Ghostscript) or take nearly any bytes.
-_READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "PSD", "QOI")
 _JPEG = ("JPEG", {"quality": 95, "subsampling": 0})
 _TIFF = ("TIFF", {"compression": "tiff_lzw"})
 _WRITABLE: dict[str, tuple[str, dict]] = {".png": ("PNG", {}), ".jpg": _JPEG, ".jpeg": _JPEG}
 _WRITABLE |= {".webp": ("WEBP", {"lossless": True}), ".tif": _TIFF, ".tiff": _TIFF, ".bmp": ("BMP", {})}
 
-_ORIENTATION, _DESCRIPTION = 0x0112, 0x010E  # EXIF tags
+_DESCRIPTION = 0x010E  # EXIF tag
 _TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), start=2))  # orientation -> the Image.Transpose to undo it
 # Names of PNG text that readers, Pillow among them, take for something else.
 _TAKEN = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "transparency", "icc_profile", "gamma", "dpi"}
-_QUIET = threading.Lock()
 
 
-def load(path, *, size=None, minimum=1, source_minimum=16) -> np.ndarray:
+def load(path, *, size=None, minimum=1, source_minimum=16, limit: float | None = None) -> np.ndarray:
     """The picture in a file as float32 [H, W, 3] in [0, 1], sRGB, upright, transparency over white.
 
-    `size`: the long side, (w, h) -> (round(w*k), round(h*k)) with k = size / max(w, h), or a (height, width);
-    by Pillow's LANCZOS on 8 bits. InputError where a side comes out under `minimum`, is under
-    `source_minimum` in the file, or the file is missing, no picture, corrupt, cut short or over MAX_PIXELS.
+    path: of the file, or a binary file object (its `name` is used in errors).
+    size: the long side, (w, h) -> (round(w*k), round(h*k)) with k = size / max(w, h), or a (height, width);
+    by Pillow's LANCZOS on 8 bits.
+    limit: bytes of memory that it may take at its peak; by default 0.7 of what is free, but at least 1 GB.
+    InputError where a side comes out under `minimum`, is under `source_minimum` in the file, or the file is missing, no
+    picture, corrupt, cut short, over MAX_PIXELS or over the limit, which its header tells before it is decoded.
     """
     longest = max(size) if isinstance(size, tuple) else size
-    picture, (w, h) = _read(path, background="white", least=source_minimum, longest=longest)
-    if isinstance(size, tuple):
-        target = size[::-1]
-    else:
-        k = 1 if size is None else size / max(w, h)
-        target = round(w * k), round(h * k)
-    if min(target) < max(minimum, 1):
-        advice = f"under the minimum of {minimum}; choose a larger size or a less elongated picture"
-        raise files.refusal(path, f"{w}x{h} px becomes {target[0]}x{target[1]} px, {advice}")
-    if target[0] * target[1] > MAX_PIXELS:
-        raise files.refusal(path, f"{target[0]}x{target[1]} px is over {MAX_PIXELS:,} pixels; lower the size")
-    if picture.size != target:
-        picture = picture.resize(target, Image.Resampling.LANCZOS)
-    return np.asarray(picture.convert("RGB"), np.float32) / 255
+    with _opening(path, least=source_minimum, longest=longest) as (name, opened):
+        w, h = opened.size
+        if isinstance(size, tuple):
+            target = size[::-1]
+        else:
+            k = 1 if size is None else size / max(w, h)
+            target = round(w * k), round(h * k)
+        if min(target) < max(minimum, 1):
+            advice = f"under the minimum of {minimum}; choose a larger size or a less elongated picture"
+            raise files.refusal(name, f"{w}x{h} px becomes {target[0]}x{target[1]} px, {advice}")
+        if target[0] * target[1] > MAX_PIXELS:
+            raise files.refusal(name, f"{target[0]}x{target[1]} px is over {MAX_PIXELS:,} pixels; lower the size")
+        _check_memory(name, opened, target, limit)
+        bands = (_flatten(each, "white") for each in _bands(opened))
+        return _unit(_resized(bands, opened, target, Image.Resampling.LANCZOS), target)
 
 
-def load_mask(path, *, shape) -> np.ndarray:
+def load_mask(path, *, shape, limit: float | None = None) -> np.ndarray:
     """The mask in a file as float32 [H, W] in [0, 1] for shape (H, W), stretched to it; white is inside.
 
     The resizing antialiases. Colour counts by its luminance, transparency as black. InputError as in `load`,
     and for a mask all black.
     """
-    picture, _ = _read(path, background="black", least=1, longest=max(shape), managed=False)
-    grey = picture.convert("L").convert("F").resize(shape[::-1], Image.Resampling.BILINEAR)
-    mask = np.clip(np.asarray(grey, np.float32) / 255, 0, 1)
-    if not mask.any():
-        raise files.refusal(path, "the mask is all black, so nothing is inside; paint the region white")
-    return mask
+    target = shape[::-1]
+    with _opening(path, longest=max(shape)) as (name, opened):
+        opened = opened._replace(profile=None)
+        _check_memory(name, opened, target, limit)
+        bands = (_flatten(each, "black").convert("L").convert("F") for each in _bands(opened))
+        grey = _joined(_resized(bands, opened, target, Image.Resampling.BILINEAR), target)
+        mask = np.clip(np.asarray(grey, np.float32) / 255, 0, 1)
+        if not mask.any():
+            raise files.refusal(name, "the mask is all black, so nothing is inside; paint the region white")
+        return mask
 
 
-def load_alpha(path, *, shape) -> np.ndarray | None:
+def load_alpha(path, *, shape, limit: float | None = None) -> np.ndarray | None:
     """The opacity of the picture in a file as float32 [H, W] in [0, 1] for shape (H, W); None if it is opaque."""
-    with _refusing(path), open(path, "rb") as file:
-        if not _open(path, file, least=1).has_transparency_data:
+    target = shape[::-1]
+    with _opening(path, longest=max(shape)) as (name, opened):
+        if not opened.transparent:
             return None
-    # However colours are converted, only what is transparent differs between the two.
-    over = (_read(path, background=b, least=1, longest=max(shape))[0].convert("RGB") for b in ("white", "black"))
-    seen = ImageChops.difference(*over).getchannel(0).resize(shape[::-1], Image.Resampling.LANCZOS)
-    alpha = 1 - np.asarray(seen, np.float32) / 255
-    return None if alpha.min() == 1 else alpha
+        opened = opened._replace(profile=None)
+        _check_memory(name, opened, target, limit)
+        bands = (alpha or Image.new("L", picture.size, 255) for picture, alpha in _bands(opened))
+        alpha = _joined(_resized(bands, opened, target, Image.Resampling.LANCZOS), target)
+        opacity = np.asarray(alpha, np.float32) / 255
+        return None if opacity.min() == 1 else opacity
 
 
 def shape(path, *, size=None) -> tuple[int, int]:
     """(height, width) that `load(path, size=size)` will have, from the file's header."""
-    with _refusing(path), open(path, "rb") as file:
-        picture = _open(path, file, least=1)
-        w, h = picture.size
-        if picture.getexif().get(_ORIENTATION, 1) >= 5:
-            w, h = h, w
+    with _opening(path) as (_, opened):
+        w, h = opened.size
     if size is None:
         return h, w
     return round(h * size / max(w, h)), round(w * size / max(w, h))
@@ -155,105 +162,190 @@ def check_writable(path) -> None:
 
 def metadata(path) -> dict[str, str]:
     """What `save` was given as metadata; of a foreign file its PNG text or its EXIF description, else {}."""
-    with _refusing(path), open(path, "rb") as file:
-        picture = _open(path, file, least=1)
-        with _quietly():
-            if isinstance(picture, PngImagePlugin.PngImageFile):
-                return {str(key): str(text) for key, text in picture.text.items()}
-            description = picture.getexif().get(_DESCRIPTION)
+    with _opening(path) as (_, opened):
+        text, description = opened.texts(), opened.description
     with contextlib.suppress(TypeError, ValueError):  # None, or not JSON
         if isinstance(items := json.loads(description), dict):
             return {key: str(text) for key, text in items.items()}
-    return {} if description is None else {"ImageDescription": str(description)}
+    return text if description is None else {"ImageDescription": str(description)}
 
 
-def _read(path, *, background, least, longest, managed=True):
-    """(an upright picture of mode L or RGB, its full size); a huge picture may come smaller than that."""
-    with _refusing(path), open(path, "rb") as file:
-        picture = _open(path, file, least=least)
-        size = picture.size
-        huge = size[0] * size[1] > HUGE_PIXELS
-        if huge and longest:  # not for all, as decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
-            picture.draft(None, (2 * longest, 2 * longest))
-        with _quietly() if huge else contextlib.nullcontext():
-            picture.load()
-        with _quietly():
-            orientation = picture.getexif().get(_ORIENTATION)
-        profile = picture.info.get("icc_profile") if managed else None
-        flat = _flatten(_to_8_bits(path, picture), background, profile)
-    if orientation not in _TURNS:
-        return flat, size
-    return flat.transpose(Image.Transpose(_TURNS[orientation])), size[::-1] if orientation >= 5 else size
+def is_animated(path) -> bool:
+    """Whether a file is a GIF, WebP or PNG of several frames; False if it cannot be read."""
+    with contextlib.suppress(InputError), _reading(path) as (name, file):
+        _check_file(name, file)
+        with decoding.quietly():
+            return Image.open(file, formats=("GIF", "WEBP", "PNG")).is_animated  # type: ignore[attr-defined]
+    return False
 
 
-def _open(path, file, *, least):
-    """The picture, of which only the header is read, if its size will do."""
-    status = os.fstat(file.fileno())
-    if not stat.S_ISREG(status.st_mode):
-        raise files.refusal(path, "is not a regular file; give the name of a picture")
-    if status.st_size == 0:
-        raise files.refusal(path, "the file is empty; copy or download it again")
-    with _quietly():
-        Image.init()
-        picture = Image.open(file, formats=[name for name in _READABLE if name in Image.OPEN])
+@contextlib.contextmanager
+def _reading(path):
+    """(name, binary file) of a path or a file object. Whatever goes wrong inside becomes an InputError of one line."""
+    given = hasattr(path, "read")
+    name = str(getattr(path, "name", "the picture")) if given else os.fspath(path)
+    try:
+        if not given:
+            files.check_regular(path)  # before it is opened, which waits for a FIFO's writer
+        with contextlib.nullcontext(path) if given else open(path, "rb") as file:
+            yield name, file
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises nearly anything on a corrupt file
+        raise files.refusal(name, _reason(name, error)) from error
+
+
+@contextlib.contextmanager
+def _opening(path, *, least=1, longest=None):
+    """(name, `decoding.Opened`) of a file, if its size will do."""
+    with _reading(path) as (name, file):
+        _check_file(name, file)
+        opened = decoding.header(file, longest=longest, huge=HUGE_PIXELS)
+        w, h = opened.size
+        if w * h > MAX_PIXELS:
+            raise files.refusal(name, f"{w}x{h} px is over the limit of {MAX_PIXELS:,} pixels; shrink it first")
+        if min(w, h) < least:
+            raise files.refusal(name, f"{w}x{h} px is too small; each side needs {least} px or more")
+        yield name, opened
+
+
+def _check_file(name, file):
+    with contextlib.suppress(OSError, AttributeError):  # what has no number lies in memory
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise files.refusal(name, "is not a regular file; give the name of a picture")
+        if status.st_size == 0:
+            raise files.refusal(name, "the file is empty; copy or download it again")
+
+
+def _check_memory(name, opened, target, limit):
+    """InputError if decoding and resizing would take more than `limit` bytes at their peak, by the header."""
+    if limit is None:
+        limit = max(0.7 * host.free_memory(), 1e9)
+    (w, h), stored = target, math.prod(opened.pixels)
+    across, down = opened.pixels[::-1] if opened.orientation >= 5 else opened.pixels
+    needed = opened.needed + 40 * BAND + 12 * w * h
+    if target != (across, down):
+        needed += 4 * (stored if stored <= WHOLE else w * down) + 4 * w * h
+    if needed > limit:
+        what = f"{opened.size[0]}x{opened.size[1]} px needs {needed / 1e9:.2g} GB of memory to read"
+        advice = "shrink it first, or raise --memory-limit"
+        raise files.refusal(name, f"{what}, and {max(limit, 0) / 1e9:.2g} GB may be used: {advice}")
+
+
+def _bands(opened):
+    """Yield (picture of mode L, RGB or CMYK in sRGB, its alpha or None) of a few rows, upright, from top to bottom."""
+    picture = opened.decode()
+    scale = _full_scale(picture)
     w, h = picture.size
-    if w * h > MAX_PIXELS:
-        raise files.refusal(path, f"{w}x{h} px is over the limit of {MAX_PIXELS:,} pixels; shrink it first")
-    if min(w, h) < least:
-        raise files.refusal(path, f"{w}x{h} px is too small; each side needs {least} px or more")
-    return picture
+    turned = opened.orientation >= 5
+    rows, step = (w, BAND // h) if turned else (h, BAND // w)
+    transform: Any = None  # known by the first band's mode
+    for top in range(0, rows, max(step, 1)):
+        start, stop = top, min(rows, top + max(step, 1))
+        if opened.orientation in (3, 4, 7, 8):
+            start, stop = rows - stop, rows - start
+        band = picture.crop((start, 0, stop, h) if turned else (0, start, w, stop))
+        if opened.orientation > 1:
+            band = band.transpose(Image.Transpose(_TURNS[opened.orientation]))
+        band, alpha = _plain(_to_8_bits(band, scale))
+        if top == 0:
+            transform = profiles.to_srgb(opened.profile, band.mode)
+        if transform:
+            band = transform(band)
+        yield band.convert("RGB") if band.mode == "CMYK" else band, alpha
 
 
-def _to_8_bits(path, picture):
-    """Modes I;16, I and F as L; others untouched (of 16-bit colour, Pillow has already kept the high bytes).
+def _resized(bands, opened, target, filter):
+    """Yield bands of what Image.resize makes of the whole; of over WHOLE pixels only narrowed rows are kept.
 
-    Full scale is 65535 for I;16; for I, which may be a 16-bit PGM, it is 65535 if that holds every value, or
-    else 2^31 - 1; for F, the first of 1, 255 and 65535 that does. Negative values are black.
+    Image.resize works along rows, rounds, and then works along columns (in Pillow 13 the other way round where the
+    height shrinks by over twice as many pixels as the width: there the two ways differ by the rounding).
     """
-    if picture.mode not in ("I", "F") and not picture.mode.startswith("I;16"):
+    w, h = opened.pixels[::-1] if opened.orientation >= 5 else opened.pixels
+    if (w, h) == target:
+        yield from bands
+        return
+    if w * h > WHOLE:
+        bands, w = (band.resize((target[0], band.height), filter) for band in bands), target[0]
+    yield _joined(bands, (w, h)).resize(target, filter)
+
+
+def _joined(bands, size):
+    """One picture of bands from top to bottom."""
+    top, whole = 0, None
+    for band in bands:
+        whole = whole or Image.new(band.mode, size)
+        whole.paste(band, (0, top))
+        top += band.height
+    return whole
+
+
+def _unit(bands, target):
+    """float32 [H, W, 3] in [0, 1] of bands of mode L or RGB."""
+    out, top = np.empty((target[1], target[0], 3), np.float32), 0
+    for band in bands:
+        step = max(1, BAND // band.width)
+        for y in range(0, band.height, step):
+            rows = np.asarray(band.crop((0, y, band.width, min(band.height, y + step))).convert("RGB"))
+            out[top : top + len(rows)] = rows
+            top += len(rows)
+    out /= 255
+    return out
+
+
+def _full_scale(picture):
+    """The value that is white: 65535 for modes I;16; for I, which may be a 16-bit PGM, 65535 if that holds every value,
+    or else 2^31 - 1; for F the first of 1, 255 and 65535 that does; None for modes of 8 bits.
+    """
+    if picture.mode not in ("I", "F"):
+        return 65535 if picture.mode.startswith("I;16") else None
+    largest, step = 0.0, max(1, BAND // picture.width)
+    for top in range(0, picture.height, step):
+        values = np.asarray(picture.crop((0, top, picture.width, min(picture.height, top + step))))
+        largest = max(largest, float(values.max()) if np.isfinite(values).all() else math.inf)
+    scales = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}[picture.mode]
+    scale = next((scale for scale in scales if largest <= scale), None)
+    if scale is None:
+        raise tiff.Unsupported("its values are not in 0..1, 0..255 or 0..65535; convert it to 8 bits")
+    return scale
+
+
+def _to_8_bits(picture, scale):
+    """Modes I;16, I and F as L, or LA where one value is transparent; negative values are black. Others untouched.
+
+    Of 16-bit colour, Pillow has already kept the high bytes.
+    """
+    if scale is None:
         return picture
-    values = np.asarray(picture).astype(np.float32)
-    scales = {"I": (65535, 2**31 - 1), "F": (1, 255, 65535)}.get(picture.mode, (65535,))
-    scale = next((scale for scale in scales if values.max() <= scale), None)
-    if scale is None or not np.isfinite(values).all():
-        raise files.refusal(path, "its values are not in 0..1, 0..255 or 0..65535; convert it to 8 bits")
-    return Image.fromarray(np.rint(values.clip(0, scale) * (255 / scale)).astype(np.uint8))
+    values = np.asarray(picture)
+    grey = Image.fromarray(np.rint(values.astype(np.float32).clip(0, scale) * (255 / scale)).astype(np.uint8))
+    if (key := picture.info.get("transparency")) is not None:
+        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
+    return grey
 
 
-def _flatten(picture, background, profile):
-    """Any 8-bit mode as L or RGB: colours to sRGB, then over the background where it is transparent."""
-    grey, alpha = picture.mode in ("1", "L", "LA"), None
+def _plain(picture):
+    """(mode L, RGB or CMYK, alpha or None) of any 8-bit mode."""
+    grey, alpha = picture.mode in ("1", "L", "LA", "La"), None
+    if picture.mode in ("La", "RGBa"):
+        picture = picture.convert(picture.mode.upper())
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         alpha = picture.getchannel("A")
-    if picture.mode != "CMYK":  # kept for its profile, which speaks of inks
-        picture = picture.convert("L" if grey else "RGB")
-    picture = _to_srgb(picture, profile)
+    if picture.mode == "CMYK":  # kept for its profile, which speaks of inks
+        return picture, alpha
+    return picture.convert("L" if grey else "RGB"), alpha
+
+
+def _flatten(band, background):
+    """(picture, alpha or None) as the picture over the background where it is transparent."""
+    picture, alpha = band
     if alpha is None:
         return picture
     canvas = Image.new(picture.mode, picture.size, background)
     canvas.paste(picture, mask=alpha)
     return canvas
-
-
-def _to_srgb(picture, profile):
-    """L, RGB or CMYK as L or RGB through its ICC profile, unless that is broken or for another mode."""
-    if isinstance(profile, bytes):
-        with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
-            intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-            transform = ImageCms.buildTransform(source, srgb, picture.mode, "RGB", intent, flags)
-            if picture.mode != "RGB" or not _changes_nothing(transform):
-                return ImageCms.applyTransform(picture, transform)
-    return picture.convert("RGB") if picture.mode == "CMYK" else picture
-
-
-def _changes_nothing(transform):
-    """Whether no colour moves by over 2 levels: most profiles are sRGB, and to apply it adds noise."""
-    steps = np.linspace(0, 255, 16).astype(np.uint8)
-    lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
-    moved = np.asarray(ImageCms.applyTransform(Image.fromarray(lattice), transform))
-    return np.abs(moved.astype(int) - lattice).max() <= 2
 
 
 def _to_bytes(image):
@@ -283,37 +375,15 @@ def _encode(picture, name, options, metadata):
     return buffer.getvalue()
 
 
-@contextlib.contextmanager
-def _quietly():
-    """No warnings from Pillow, nor its own limit on pixels. Both settings are global: hence the lock."""
-    with _QUIET, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-@contextlib.contextmanager
-def _refusing(path):
-    """Turn what goes wrong in reading into an InputError. Pillow raises nearly anything on a corrupt file."""
-    files.check_regular(path)  # before it is opened, which waits for a FIFO's writer
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:
-        raise files.refusal(path, _reason(path, error)) from error
-
-
-def _reason(path, error):
+def _reason(name, error):
     match error:
+        case tiff.Unsupported():
+            return str(error)
         case FileNotFoundError():
             return "no such file; check the name"
         case UnidentifiedImageError():
-            return f"not a picture that can be read ({', '.join(_READABLE)}); convert it to PNG or JPEG"
-        case OSError() if os.path.isdir(path):
+            return f"not a picture that can be read ({', '.join(decoding.READABLE)}); convert it to PNG or JPEG"
+        case OSError() if os.path.isdir(name):
             return "is a folder; give the name of a picture in it"
         case PermissionError():
             return "no permission to read it; change its permissions"
@@ -322,11 +392,3 @@ def _reason(path, error):
         case MemoryError():
             return "not enough memory to decode it; shrink it first"
     return f"the picture is corrupt or cut short ({error}); copy or download it again"
-
-
-def is_animated(path) -> bool:
-    """Whether a file is a GIF, WebP or PNG of several frames; False if it cannot be read."""
-    with contextlib.suppress(InputError), _refusing(path), open(path, "rb") as file:
-        picture = _open(path, file, least=1)
-        return picture.format in ("GIF", "WEBP", "PNG") and picture.is_animated
-    return False

@@ -1,11 +1,8 @@
 """How much memory there is, and what fits into it."""
 
-import re
-from pathlib import Path
-
 import jax
 
-from nstjax import stream
+from nstjax import host, stream
 from nstjax.errors import InputError
 
 RUNTIME = 600e6  # bytes of the program itself
@@ -17,15 +14,12 @@ CONTENT = 8  # numbers for a pixel of the picture in a content layer such as rel
 def available():
     """Bytes that the default device has free (on CPU, of the machine or of the container)."""
     stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats:
-        return stats["bytes_limit"] - stats["bytes_in_use"]
-    free = 8e9  # where the system does not tell
-    if (meminfo := Path("/proc/meminfo")).exists():
-        free = 1024 * float(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        if Path(file).exists() and (limit := Path(file).read_text().strip()).isdigit():
-            free = min(free, float(limit))
-    return free
+    return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host.free_memory()
+
+
+def for_images(limit: float) -> float:
+    """Bytes that reading an image may take where the program may take `limit` bytes in all."""
+    return max(limit - RUNTIME, limit / 4)
 
 
 def fit(shape, params, *, limit, contents=1):

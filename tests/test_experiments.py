@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from test_images import png
 
 from nstjax import features, images, solvers, stream, terminal, weights
 from nstjax.errors import InputError
@@ -324,6 +325,12 @@ def corrupt(path):
     return path
 
 
+def huge(path):
+    """A PNG of 22,000 x 22,000 px by its header; the pixels are not there."""
+    path.write_bytes(png(22_000, 22_000, 8, 2, []))
+    return path
+
+
 BAD = {
     "missing content": lambda d: (["--content", d / "none.jpg"], "none.jpg"),
     "missing style": lambda d: (["--style", d / "none.jpg"], "none.jpg"),
@@ -417,6 +424,7 @@ BAD = {
     "several weights": lambda d: (["--style-weight", "1", "2"], "--grid"),
     "frames of a grid": lambda d: (["--grid", "--frames", d / "frames"], "--frames"),
     "no memory": lambda d: (["--memory-limit", "0.1"], "--memory-limit"),
+    "too large to decode": lambda d: (["--content", huge(d / "huge.png"), "--memory-limit", "1"], "huge.png"),
     "no devices": lambda d: (["--devices", "0"], "--devices"),
     "too many devices": lambda d: (["--devices", "64"], "64 devices"),
     "no frames": lambda d: (["--frames", d / "frames", "--frames-every", "0"], "--frames-every"),

@@ -6,6 +6,8 @@ import os
 import resource
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 
@@ -123,6 +125,94 @@ def test_a_short_side_under_the_minimum_is_refused(tmp_path):
     assert "2000x20 px becomes 799x8 px" in message and "9" in message and "wide.png" in message
     for size in (40, 0, -5, (0, 20)):  # 40 x 0, ...
         refused(images.load, tmp_path / "wide.png", size=size)
+
+
+# Loading: memory
+
+PEAK = """
+import re, resource, sys
+from PIL import Image
+from nstjax import images
+from nstjax.errors import InputError
+Image.init()
+images.load(sys.argv[1], size=64)  # a small one, so that every module is there
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1])
+before = peak()
+try:
+    images.load(sys.argv[2], size=64, limit=float(sys.argv[3]))
+except InputError as error:
+    print(error)
+print(peak() - before)
+"""
+
+
+def peak_of_loading(folder, path, limit):
+    """(bytes by which loading raises the peak of a process's memory, the refusal or None)."""
+    Image.new("RGB", (64, 64)).save(folder / "small.png")
+    command = [sys.executable, "-c", PEAK, str(folder / "small.png"), str(path), str(limit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *refusal, number = done.stdout.splitlines()
+    return int(number), "".join(refusal) or None
+
+
+def plain(width, height, depth, colour, row):
+    return lambda: png(width, height, depth, colour, [row] * height)
+
+
+LARGE = {  # (what the file holds, limit in bytes, whether that is enough)
+    "1-bit.png": (plain(8000, 7000, 1, 0, b"\xff" * 1000), 150e6, True),
+    "grey with alpha.png": (plain(3000, 3000, 8, 4, bytes(6000)), 130e6, True),
+    "16-bit.pgm": (lambda: b"P5 3000 3000 65535\n" + bytes(18_000_000), 180e6, True),
+    "colour.png": (plain(5000, 4000, 8, 2, bytes(15000)), 140e6, True),
+    "colour too large.png": (plain(5000, 4000, 8, 2, bytes(15000)), 100e6, False),
+    "header alone.png": (lambda: png(22_000, 22_000, 8, 2, []), 1e9, False),
+    "header alone.gif": (lambda: b"GIF89a" + struct.pack("<HH", 60_000, 8000) + b"\0\0\0," + bytes(20), 300e6, False),
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="Linux tells the peak of a process's memory")
+@pytest.mark.parametrize("name", LARGE)
+def test_memory_stays_under_the_limit(tmp_path, name):
+    make, limit, enough = LARGE[name]
+    (tmp_path / name).write_bytes(make())
+    grown, refusal = peak_of_loading(tmp_path, tmp_path / name, limit)
+    if enough:
+        assert refusal is None and grown < limit
+    else:
+        assert "--memory-limit" in refusal and name in refusal and grown < 20e6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16"])
+def test_bands_are_the_whole(tmp_path, monkeypatch, mode, orientation):
+    """Loading a few rows at a time changes nothing, in any orientation, with a profile and with alpha."""
+    suffix = ".tif" if mode == "CMYK" else ".png"
+    picture = Image.fromarray(noise(61, 47, 4), "RGBA").convert("RGB" if mode in ("P", "I;16") else mode)
+    picture = picture.quantize(16) if mode == "P" else picture
+    if mode == "I;16":
+        picture = Image.fromarray(noise(61, 47, 0).astype(np.uint16) * 200)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    swapped = srgb().replace(b"rXYZ", b"tmp ").replace(b"gXYZ", b"rXYZ").replace(b"tmp ", b"gXYZ")
+    picture.save(tmp_path / f"a{suffix}", exif=exif, icc_profile=swapped)
+
+    def loaded():
+        path = tmp_path / f"a{suffix}"
+        sizes = None, 30, (20, 90)
+        alpha = images.load_alpha(path, shape=(30, 30))
+        return [*(images.load(path, size=size) for size in sizes), images.load_mask(path, shape=(50, 40)), alpha]
+
+    whole = loaded()
+    monkeypatch.setattr(images, "BAND", 200)
+    for one, other in zip(loaded(), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+    monkeypatch.setattr(images, "WHOLE", 200)
+    for number, (one, other) in enumerate(zip(loaded(), whole, strict=True)):
+        if number != 2:
+            np.testing.assert_array_equal(one, other)
+        else:  # in another order Image.resize rounds and clips otherwise
+            assert np.abs(one - other).mean() < 0.03
 
 
 # Loading: what a file can hold

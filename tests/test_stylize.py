@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from test_images import png
 from test_nets import trained
 from test_styles import ROOT, TINY, command, photograph
 from test_vgg import narrow
@@ -237,6 +238,12 @@ def film(path):
     return path
 
 
+def huge(path):
+    """A PNG of 22,000 x 22,000 px by its header; the pixels are not there."""
+    path.write_bytes(png(22_000, 22_000, 8, 2, []))
+    return path
+
+
 BAD = {
     "missing content": lambda d: ({"content": [d / "none.jpg"]}, [], "none.jpg"),
     "pattern of nothing": lambda d: ({"content": [d / "*.gif"]}, [], "*.gif"),
@@ -297,6 +304,7 @@ BAD = {
     "strength nan": lambda d: ({}, ["--strength", "nan"], "--strength"),
     "no batch": lambda d: ({}, ["--batch-size", "0"], "--batch-size"),
     "no memory": lambda d: ({}, ["--memory-limit", "0.1"], "--memory-limit"),
+    "too large to decode": lambda d: ({"content": [huge(d / "huge.png")]}, ["--memory-limit", "1"], "huge.png"),
 }
 
 

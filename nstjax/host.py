@@ -1,0 +1,15 @@
+"""The computer that the program runs on; without jax, whose import takes seconds."""
+
+import re
+from pathlib import Path
+
+
+def free_memory() -> float:
+    """Bytes that the machine or the container has free."""
+    free = 8e9  # where the system does not tell
+    if (meminfo := Path("/proc/meminfo")).exists():
+        free = 1024 * float(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
+    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        if Path(file).exists() and (limit := Path(file).read_text().strip()).isdigit():
+            free = min(free, float(limit))
+    return free
