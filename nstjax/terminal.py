@@ -83,7 +83,7 @@ def _without_folders(argument):
 def check_seed(seed: int, flag: str = "--seed") -> None:
     """Raise InputError for a seed that is not from 0 to 2^32 - 1: jax's and numpy's generators take no others."""
     if not 0 <= seed < 2**32:
-        raise InputError(f"{flag} {seed}: give a number from 0 to {2**32 - 1}")
+        raise InputError(f"{flag} {seed}: give a number of 0 or more, up to {2**32 - 1}")
 
 
 @contextlib.contextmanager

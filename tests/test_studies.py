@@ -383,7 +383,7 @@ def test_names_in_words():
         (["--content", "{here}/sheet.png"], "sheet.png: is an input"),
         (["--style", "{here}/runs/a.png"], "runs/a.png: is an input"),
         (["--style", "{here}/link.png"], "runs/a.png: is an input ("),
-        (["--seed", "-1"], "--seed -1: give a number from 0"),
+        (["--seed", "-1"], "--seed -1: give a number of 0 or more"),
         (["--seed", str(2**32)], "--seed 4294967296"),
     ],
 )
