@@ -62,7 +62,10 @@ def main(
         flags: those of every study.
     """
     studies.start(
-        flags, inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+        flags,
+        inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)],
+        folders=pseudo_truth.folders(truth),
+        random=False,
     )
     studies.check_strength(strength)
     names = paired(content, style)

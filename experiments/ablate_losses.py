@@ -165,7 +165,10 @@ def main(
         flags: those of every study.
     """
     studies.start(
-        flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
+        flags,
+        inputs=[content, style, weights, *pseudo_truth.inputs(truth)],
+        folders=pseudo_truth.folders(truth),
+        random=False,
     )
     pseudo_truth.check(truth)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (20 if flags.quick else 150)

@@ -97,7 +97,7 @@ class Result(NamedTuple):
         return [(x, y) for x, y, failures in zip(*columns, strict=True) if not failures]
 
 
-def start(flags, *, inputs=(), folders=("runs",), **more) -> None:
+def start(flags, *, inputs=(), folders=("runs",), random=True, **more) -> None:
     """Check `flags` and the command's own numbers, which must be above 0, and that the study's folder takes files.
 
     inputs: files that are read, and names of weights; InputError if the study would write over one. folders: those in
@@ -108,6 +108,8 @@ def start(flags, *, inputs=(), folders=("runs",), **more) -> None:
         if number and name != "seed" and not 0 < value < math.inf:
             raise InputError(f"--{name.replace('_', '-')} {value}: give a number above 0")
     terminal.check_seed(flags.seed)
+    if flags.seed and not random:
+        raise InputError(f"--seed {flags.seed}: would change nothing, as nothing in this study is random; leave it out")
     if flags.size and flags.size < 32:
         raise InputError(f"--size {flags.size}: at least 32 pixels are needed")
     for name in ("card.html", "runs/first.json"):

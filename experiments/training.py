@@ -200,6 +200,7 @@ def run(
     def variables(state):
         return jax.device_get({"params": state.params} | ({"batch_stats": state.stats} if state.stats else {}))
 
+    # Open until all is saved, so that a signal cannot lose what was trained; a second one can.
     with terminal.stop_signals() as stopped:
         state = train.fit(
             step,
@@ -213,18 +214,18 @@ def run(
             sample=lambda state: sample(variables(state)),
             stopped=stopped,
         )
-    number = int(state.step)
-    if jax.process_index() == 0:
-        rows = train.history(flags.checkpoint_dir)
-        if rows:
-            terms = [name for name in rows[0] if name != "step"]
-            curves = plots.curves(rows, terms=terms, against=("step",), window=-(-len(rows) // 1000))
-            files.write(flags.checkpoint_dir / "loss.png", curves)
-        styles.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
-        ended = f"stopped by {stopped()}: " if stopped() else ""
-        saved = f"{ended}saved {printable(flags.output)} after {number} of {flags.steps} steps"
-        print(f"{saved}; {skipped()} pictures were skipped")
-        if number < flags.steps:
-            print(f"go on with --resume; the checkpoints are in {printable(flags.checkpoint_dir)}")
+        number = int(state.step)
+        if jax.process_index() == 0:
+            rows = train.history(flags.checkpoint_dir)
+            if rows:
+                terms = [name for name in rows[0] if name != "step"]
+                curves = plots.curves(rows, terms=terms, against=("step",), window=-(-len(rows) // 1000))
+                files.write(flags.checkpoint_dir / "loss.png", curves)
+            styles.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
+            ended = f"stopped by {stopped()}: " if stopped() else ""
+            saved = f"{ended}saved {printable(flags.output)} after {number} of {flags.steps} steps"
+            print(f"{saved}; {skipped()} pictures were skipped")
+            if number < flags.steps:
+                print(f"go on with --resume; the checkpoints are in {printable(flags.checkpoint_dir)}")
     if stopped():
         sys.exit({"SIGINT": 130, "SIGTERM": 143}[stopped()])

@@ -304,6 +304,7 @@ def test_augustins_alpha_in_words(at_512, told):
         (["--style", "{here}/long.png", "--size", "256"], "long.png: 320x60 px becomes 128x24 px"),
         (["--weights", "{here}/none.h5"], "none.h5: cannot be read"),
         (["--seed", "-1"], "--seed -1: give a number of 0 or more"),
+        (["--seed", "1"], "--seed 1: would change nothing"),
         (["--size", "0"], "--size 0: give a number above 0"),
         (["--steps", "-3"], "--steps -3: give a number above 0"),
         (["--output", "{here}/photo.png"], "is a file, not a folder"),
