@@ -187,7 +187,7 @@ def main(
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     # Devices of a CPU share its memory.
     limit *= 1 if jax.default_backend() == "cpu" else devices
-    scene = scene_of(recipe, jobs, flags)
+    scene = scene_of(recipe, jobs, flags)._replace(scales=len(sizes))
     budget = memory.fit(scene, limit=limit, devices=devices)
     if not budget.tuned:
         terminal.restore_malloc()
@@ -277,6 +277,10 @@ def main(
 
         def prepared(size):
             bar.set_description(f"{size} px, compiling")
+            if not budget.tuned:
+                # Each size's compiled programs would stay until the end.
+                jax.clear_caches()
+                terminal.trim_malloc()
             return pyramid.stacked([prepare(job, size) for job in chunk])
 
         def start(contents):
