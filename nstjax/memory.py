@@ -20,7 +20,7 @@ STYLE_COMPILING = 30e6  # and more for each further style
 HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is memory enough, and where it is scarce
 KEPT_BY_MALLOC = 3  # times what is in use that `terminal.tune_malloc` may keep (measured at 512 and 1024 px: 2.4, 2.7)
 IMAGE = 12  # bytes of a pixel
-IMAGES = 8  # images at full size beside L-BFGS's: content, iterate, gradient, direction, average, ...
+IMAGES = 12  # images at full size beside L-BFGS's: content, iterate, gradient, direction, average, ...
 DECODED = 16  # bytes of a pixel of a file while it is read: Pillow's image, its conversions
 
 
