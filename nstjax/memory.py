@@ -12,9 +12,10 @@ from nstjax.errors import InputError
 from nstjax.features import vgg
 
 # Bytes, measured on CPU as resident memory of whole runs of experiments/gatys.py (benchmarks/memory.py).
-RUNTIME = 400e6  # libraries, executables, and what is left of compiling
+RESIDENT = 430e6  # libraries, executables, and what is left of compiling
 SCALE = 30e6  # what is left of compiling for each further scale
 COMPILING = 350e6  # what XLA's compiler takes for a moment
+RUNTIME = RESIDENT + COMPILING  # of a program that leaves malloc as it is, which keeps what the compiler freed
 TRANSFORMED = 80e6  # what `convolve.compact` makes of kernels for a moment
 STYLE_COMPILING = 30e6  # and more for each further style
 HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is memory enough, and where it is scarce
@@ -75,7 +76,7 @@ def fit(scene, *, limit, devices=1):
     least = whole if devices > 1 else stream.least((*scene.shape, 3), layers)
     for compact in (False, True):
         parameters = devices * _parameters(scene.network, layers, compact=compact) + TRANSFORMED * compact
-        fixed = RUNTIME + SCALE * (scene.scales - 1) + parameters + _images(scene)
+        fixed = RESIDENT + SCALE * (scene.scales - 1) + parameters + _images(scene)
         targets = _targets(scene, layers, least)
         spare = limit - fixed - max(LEAST_HISTORY * pair + max(COMPILING, least), targets, DECODED * scene.largest_file)
         history = min(HISTORY, LEAST_HISTORY + int(0.6 * max(spare, 0) / pair))
