@@ -35,7 +35,8 @@ def gatys(size, limit=None):
     style_layers = {f"relu{block}_1": 1.0 for block in range(1, 6)}
     params = features.load("vgg19", layers=("relu4_2", *style_layers))
     # Beside what the network needs: the process, parameters, the content's features, picture and gradient.
-    rest = memory.RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + (4 * memory.CONTENT + 24) * size**2
+    images = (4 * vgg.numbers("relu4_2") + 24) * size**2
+    rest = memory.RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + images
     room = limit * 1e9 - rest if limit else 1e15
     plan = (
         partial(stream.plan, limit=room)

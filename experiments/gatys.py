@@ -162,7 +162,8 @@ def main(
             picture's path (a result, to go on from there).
         seed: of --init noise, 0 by default (with --grid several).
         style_blend: a number for each style, their shares.
-        style_scale: size of the styles' strokes: the styles' long side is this many times --size.
+        style_scale: size of the styles' strokes: the styles' long side is this many times --size (of a photograph
+            beyond 2:1, the long side of a 2:1 image of its area).
         style_mask: for each style a picture of its aspect, white where the style is to be learned from.
         content_mask: for each style a picture of the photograph's aspect, white where it is to be painted.
         preserve_color: keep the photograph's colours (Gatys 2016): paint luminance only, or recolour the styles before.
@@ -196,28 +197,41 @@ def main(
         sizes = wide_enough or sizes[-1:]
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
     check_pictures(sizes, flags, memory.for_images(limit))
+    # Devices of a CPU share its memory.
+    limit *= 1 if jax.default_backend() == "cpu" else devices
+    scene = scene_of(recipe, jobs, flags)._replace(scales=len(sizes))
+    budget = memory.fit(scene, limit=limit, devices=devices)
+    if not budget.tuned:
+        terminal.restore_malloc()
     # What zero padding does to a rim grows with every enlargement: coarse sizes are painted on a wider canvas.
     margins = [round(recipe.margin * size) for size in sizes[:-1]] + [0]
     canvases = [size + 2 * margin for size, margin in zip(sizes, margins, strict=True)]
     counts = pyramid.steps(canvases, recipe.steps, coarse=recipe.coarse)
     layers = recipe.content_layers + recipe.style_layers
     usual = images.load(PICTURES / "astronaut.jpg", size=256)
-    params = features.load(network, weights, layers=layers, like=usual)
-
-    largest = max((images.shape(path, size=recipe.size) for path in content), key=math.prod)
-    history, network_limit = memory.fit(largest, params, limit=limit * devices, contents=len(recipe.content_layers))
+    params = features.load(network, weights, layers=layers, like=usual, compact=budget.compact)
     mesh = stream.mesh(devices) if devices > 1 else None
     place = None if mesh is None else partial(stream.shardings, mesh)
     look = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
     extract = partial(features.EXTRACTORS[network].features, **look)
-    measure = partial(stream.measure, plan=partial(stream.plan, limit=network_limit), mesh=mesh, **look)
+    measure = partial(stream.measure, plan=partial(stream.plan, limit=budget.network), mesh=mesh, **look)
     objective, targets = losses_of(recipe, extract, measure, distance)
-    solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], history)
-    plan = stream.plan((*largest, 3), layers, limit=network_limit)
-    if history < memory.HISTORY or (mesh is None and any(segment.rows for segment in plan)):
-        print(f"{limit / 1e9:.1f} GB of memory: {stream.describe(plan)}; L-BFGS remembers {history} steps")
+    solver = solver_of(recipe, objective, learning_rate or LEARNING_RATES[recipe.optimizer], counts[-1], budget.history)
+    plan = stream.plan((*scene.shape, 3), layers, limit=budget.network)
+    if budget.history < memory.HISTORY or (mesh is None and any(segment.rows for segment in plan)):
+        print(f"{limit / 1e9:.1f} GB of memory: {stream.describe(plan)}; L-BFGS remembers {budget.history} steps")
 
     together = solvers.batched(solver)
+
+    # What a compiled function only passes on it copies: the parameters stay outside.
+    @jax.jit
+    def targets_of(*args, **kwargs):
+        return {name: each for name, each in targets(*args, **kwargs).items() if name != "params"}
+
+    @jax.jit
+    def balance(*args, **kwargs):
+        return objectives.balance(objective, *args, **kwargs)["weights"]
+
     some_style = any(job.style_weight for job in jobs)
 
     def prepare(job, size):
@@ -229,7 +243,8 @@ def main(
         picture = pyramid.continued(picture, margin)
         styles = load_styles(
             job.style,
-            size=round(size * style_scale),
+            content=(h, w),
+            scale=style_scale,
             masks=style_mask,
             regions=content_mask,
             blend=style_blend,
@@ -239,7 +254,7 @@ def main(
         styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
         terms = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": laplacian_weight}
         terms = {name: weight for name, weight in terms.items() if weight}
-        data = jax.jit(targets)(
+        data = targets_of(
             params,
             picture,
             styles,
@@ -248,10 +263,8 @@ def main(
             style_layers=dict(zip(recipe.style_layers, recipe.style_layer_weights, strict=True)),
         )
         if strength is not None:
-            data = jax.jit(partial(objectives.balance, objective))(
-                data, picture, strength=strength, ratio=recipe.balance
-            )
-        return picture, data
+            data |= {"weights": balance(data | {"params": params}, picture, strength=strength, ratio=recipe.balance)}
+        return picture, data | {"params": params}
 
     def finished(job, picture):
         """The picture to show, with the photograph's colours where only its luminance was painted."""
@@ -263,10 +276,7 @@ def main(
     done: dict[Job, np.ndarray] = {}
     rows: list[dict] = []
     ending = ""
-    chunks = chunks_of(jobs, recipe.size, limit=limit)
-    used = limit * devices - network_limit + stream.needed(plan, (*largest, 3))
-    if memory.KEPT_BY_MALLOC * used * max(map(len, chunks)) > limit * devices:
-        terminal.restore_malloc()
+    chunks = chunks_of(jobs, recipe.size, together=budget.together)
     total = sum(counts) * len(chunks)
     # The bar counts work, so that the time left is right: a step at half the size is a quarter of a step.
     cost = {size: (canvas / sizes[-1]) ** 2 for size, canvas in zip(sizes, canvases, strict=True)}
@@ -279,6 +289,10 @@ def main(
 
         def prepared(size):
             bar.set_description(f"{size} px, compiling")
+            if not budget.tuned:
+                # Each size's compiled programs would stay until the end.
+                jax.clear_caches()
+                terminal.trim_malloc()
             return pyramid.stacked([prepare(job, size) for job in chunk])
 
         def start(contents):
@@ -379,14 +393,38 @@ def paths_of(output, labels):
     return dict(zip(labels, paths, strict=True))
 
 
-def chunks_of(jobs, size, *, limit):
+def scene_of(recipe, jobs, flags):
+    """What the memory of a run depends on."""
+    contents = [images.shape(path, size=recipe.size) for path in flags["content"]]
+    largest = max(contents, key=math.prod)
+    styles = [images.shape(path, size=style_size(path, largest, flags["style_scale"])) for path in flags["style"]]
+    paths = [*flags["content"], *flags["style"], *flags["content_mask"], *flags["style_mask"]]
+    paths += [] if flags["init"] in STARTS else [Path(flags["init"])]
+    return memory.Scene(
+        shape=largest,
+        network=flags["network"],
+        content_layers=recipe.content_layers,
+        style_layers=recipe.style_layers,
+        styles=(max(styles, key=math.prod),) if flags["grid"] else tuple(styles),
+        regions=len(flags["content_mask"]),
+        results=len(jobs),
+        reading=max(images.reading_bytes(path, size=recipe.size) for path in paths),
+    )
+
+
+def style_size(path, content, scale):
+    """Long side in pixels of a style beside a content image of shape (H, W)."""
+    return pyramid.style_size(images.shape(path), content, scale=scale, minimum=MINIMUM // 2)
+
+
+def chunks_of(jobs, size, *, together):
     """Jobs that are painted together: of the same shape, as many as fit into memory, and no more than four a core."""
     chunks = []
     shapes = {job.content: images.shape(job.content, size=size) for job in jobs}
     ordered = sorted(jobs, key=lambda job: shapes[job.content])
-    for shape, group in itertools.groupby(ordered, key=lambda job: shapes[job.content]):
+    for _, group in itertools.groupby(ordered, key=lambda job: shapes[job.content]):
         same = list(group)
-        most = max(1, min(int(limit / (5000 * math.prod(shape))), 4 if jax.default_backend() == "cpu" else 64))
+        most = min(together, 4 if jax.default_backend() == "cpu" else 64)
         count = math.ceil(len(same) / most)
         each = math.ceil(len(same) / count)
         # The last chunk is filled up, so that all have the same shape and are compiled once.
@@ -555,7 +593,9 @@ def check_pictures(sizes, flags, limit):
     size, load = sizes[0], partial(images.load, limit=limit)
     contents = [load(path, size=size, minimum=MINIMUM) for path in flags["content"]]
     for path in flags["style"]:
-        load(path, size=round(size * flags["style_scale"]), minimum=MINIMUM // 2)
+        for content in contents:
+            long = style_size(path, content.shape[:2], flags["style_scale"])
+            load(path, size=long, minimum=MINIMUM // 2)
     for path in flags["content_mask"] + flags["style_mask"]:
         images.load_mask(path, shape=contents[0].shape[:2], limit=limit)
     for path in flags["content_mask"]:
@@ -601,9 +641,10 @@ def solver_of(recipe, objective, learning_rate, steps, history):
     return solvers.averaged(solver, decay=recipe.average) if recipe.average else solver
 
 
-def load_styles(paths, *, size, masks, regions, blend, shape, margin):
-    """The style pictures with their long side at a size, their masks, and shares that sum to 1."""
-    pictures = [images.load(path, size=size, minimum=MINIMUM // 2) for path in paths]
+def load_styles(paths, *, content, scale, masks, regions, blend, shape, margin):
+    """The style images beside a content of shape `content` (H, W), their masks, and shares that sum to 1."""
+    sizes = [style_size(path, content, scale) for path in paths]
+    pictures = [images.load(path, size=size, minimum=MINIMUM // 2) for path, size in zip(paths, sizes, strict=True)]
     regions = [images.load_mask(path, shape=shape[:2]) for path in regions]
     regions = [pyramid.continued(region[..., None], margin)[..., 0] for region in regions] or [None] * len(paths)
     masks = [images.load_mask(path, shape=picture.shape[:2]) for path, picture in zip(masks, pictures, strict=False)]

@@ -218,19 +218,30 @@ def _check_file(name, file):
             raise files.refusal(name, "the file is empty; copy or download it again")
 
 
+def reading_bytes(path, *, size=None) -> float:
+    """Bytes of memory that `load(path, size=size)` takes at its peak, from the file's header."""
+    with _opening(path, longest=size) as (_, opened):
+        return _needed(opened, shape(path, size=size)[::-1])
+
+
 def _check_memory(name, opened, target, limit):
-    """InputError if decoding and resizing would take more than `limit` bytes at their peak, by the header."""
+    """InputError if decoding and resizing would take more than `limit` bytes at their peak."""
     if limit is None:
         limit = max(0.7 * host.free_memory(), 1e9)
+    if (needed := _needed(opened, target)) > limit:
+        what = f"{opened.size[0]}x{opened.size[1]} px needs {needed / 1e9:.2g} GB of memory to read"
+        advice = "shrink it first, or raise --memory-limit"
+        raise files.refusal(name, f"{what}, and {max(limit, 0) / 1e9:.2g} GB may be used: {advice}")
+
+
+def _needed(opened, target):
+    """Bytes at the peak of decoding and resizing to a target (width, height), by the header."""
     (w, h), stored = target, math.prod(opened.pixels)
     across, down = opened.pixels[::-1] if opened.orientation >= 5 else opened.pixels
     needed = opened.needed + 40 * BAND + 12 * w * h
     if target != (across, down):
         needed += 4 * (stored if stored <= WHOLE else w * down) + 4 * w * h
-    if needed > limit:
-        what = f"{opened.size[0]}x{opened.size[1]} px needs {needed / 1e9:.2g} GB of memory to read"
-        advice = "shrink it first, or raise --memory-limit"
-        raise files.refusal(name, f"{what}, and {max(limit, 0) / 1e9:.2g} GB may be used: {advice}")
+    return needed
 
 
 def _bands(opened):

@@ -1,14 +1,49 @@
 """How much memory there is, and what fits into it."""
 
+import math
+from typing import NamedTuple
+
 import jax
 
 from nstjax import host, stream
 from nstjax.errors import InputError
+from nstjax.features import vgg
 
-RUNTIME = 600e6  # bytes of the program itself
-HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is room, and where there is little
+# Bytes, measured on CPU as resident memory of whole runs of experiments/gatys.py (benchmarks/memory.py).
+RESIDENT = 430e6  # libraries, executables, and what is left of compiling
+SCALE = 30e6  # what is left of compiling for each further scale
+COMPILING = 350e6  # what XLA's compiler takes for a moment
+RUNTIME = RESIDENT + COMPILING  # of a program that leaves malloc as it is, which keeps what the compiler freed
+TRANSFORMED = 80e6  # what `convolve.compact` makes of kernels for a moment
+STYLE_COMPILING = 30e6  # and more for each further style
+HISTORY, LEAST_HISTORY = 20, 3  # pairs that L-BFGS remembers where there is memory enough, and where it is scarce
 KEPT_BY_MALLOC = 3  # times what is in use that `terminal.tune_malloc` may keep (measured at 512 and 1024 px: 2.4, 2.7)
-CONTENT = 8  # numbers for a pixel of the picture in a content layer such as relu4_2
+IMAGE = 12  # bytes of a pixel
+IMAGES = 12  # images at full size beside L-BFGS's: content, iterate, gradient, direction, average, ...
+
+
+class Scene(NamedTuple):
+    """What the memory of a run depends on."""
+
+    shape: tuple[int, int]  # height and width of the largest content image at full size
+    network: str  # "vgg16" or "vgg19"
+    content_layers: tuple[str, ...]
+    style_layers: tuple[str, ...]
+    styles: tuple[tuple[int, int], ...] = ()  # heights and widths of the style images at full size
+    regions: int = 0  # masks at the content's size
+    results: int = 1  # stylized images kept until the end
+    reading: float = 0  # bytes that reading the largest file takes for a moment (`images.reading_bytes`)
+    scales: int = 1
+
+
+class Budget(NamedTuple):
+    """How a run stays within its limit."""
+
+    history: int  # pairs that L-BFGS remembers
+    network: float  # bytes for the network's activations (`stream.plan`)
+    together: int  # images that may be optimised at once
+    compact: bool  # whether kernels are kept as `convolve.compact`
+    tuned: bool  # whether the allocator may keep freed memory (`terminal.tune_malloc`)
 
 
 def available():
@@ -22,19 +57,50 @@ def for_images(limit: float) -> float:
     return max(limit - RUNTIME, limit / 4)
 
 
-def fit(shape, params, *, limit, contents=1):
-    """(pairs that L-BFGS may remember, bytes left to the network) for a picture [H, W, 3] within `limit` bytes in all.
+def fit(scene, *, limit, devices=1):
+    """The `Budget` of a run within `limit` bytes in all.
 
-    Of what is left after 3 pairs and the least that the network can do with, three fifths go to more pairs, up to 20.
-    Raises InputError where there is not even that, and says how much is needed.
+    Kernels are transformed in advance where L-BFGS still remembers 20 steps beside them. Of what is left after 3 steps
+    and the least that the network can do with, three fifths go to more steps, up to 20. Raises InputError where there
+    is not even that, and says how much is needed.
     """
-    pixels = shape[0] * shape[1]
-    picture = 12 * pixels
-    fixed = RUNTIME + sum(x.nbytes for x in jax.tree.leaves(params)) + 4 * CONTENT * contents * pixels + 8 * picture
-    least = 4 * stream.KEPT * pixels + 4 * stream.WORKSPACE[1, 2] * shape[1] * (16 + 16)
-    spare = limit - fixed - least - 2 * LEAST_HISTORY * picture
+    pair = 3 * IMAGE * math.prod(scene.shape)  # two images, one of which XLA copies
+    layers = scene.content_layers + scene.style_layers
+    whole = stream.whole((*scene.shape, 3), layers)
+    least = whole if devices > 1 else stream.least((*scene.shape, 3), layers)
+    for compact in (False, True):
+        parameters = devices * _parameters(scene.network, layers, compact=compact) + TRANSFORMED * compact
+        fixed = RESIDENT + SCALE * (scene.scales - 1) + parameters + _images(scene)
+        targets = _targets(scene, layers, least)
+        spare = limit - fixed - max(LEAST_HISTORY * pair + max(COMPILING, least), targets, scene.reading)
+        history = min(HISTORY, LEAST_HISTORY + int(0.6 * max(spare, 0) / pair))
+        if history == HISTORY:
+            break
     if spare < 0:
-        what = f"a picture of {shape[1]}x{shape[0]} px needs {(limit - spare) / 1e9:.1f} GB of memory"
-        raise InputError(f"{what}, and {limit / 1e9:.1f} GB may be used: lower --size or raise --memory-limit")
-    history = min(HISTORY, LEAST_HISTORY + int(0.6 * spare / (2 * picture)))
-    return history, limit - fixed - 2 * history * picture
+        h, w = scene.shape
+        what = f"an image of {w}x{h} px needs {math.ceil((limit - spare) / 1e7) / 100:.2f} GB of memory"
+        raise InputError(f"{what}, and {limit / 1e9:.2f} GB may be used: lower --size or raise --memory-limit")
+    network = min(limit - fixed - history * pair, limit - fixed - targets + least)
+    together = 1 + int(max(network - whole, 0) / (history * pair + _images(scene) + whole))
+    used = limit - network + max(COMPILING, min(network, whole))
+    return Budget(history, network, together, compact, KEPT_BY_MALLOC * used <= limit)
+
+
+def _parameters(network, layers, *, compact):
+    """Bytes of a VGG's parameters on the CPU, in the form of `features.prepare`."""
+    kernels = {name: parts["kernel"] for name, parts in vgg.until(vgg.shapes(network), layers).items()}
+    forms = {name: 2 if name.startswith("conv1_") else 1 if compact else 8 for name in kernels}
+    return sum(4 * forms[name] * math.prod(shape) for name, shape in kernels.items())
+
+
+def _images(scene):
+    """Bytes of what has the content's size for as long as it is optimised, beside L-BFGS's pairs."""
+    features = sum(vgg.numbers(name) for name in scene.content_layers)
+    return math.prod(scene.shape) * (4 * features + IMAGE * (IMAGES + scene.results) + 8 * scene.regions)
+
+
+def _targets(scene, layers, least):
+    """Bytes for a moment while the targets are computed, before L-BFGS remembers anything."""
+    images = sum(3 * IMAGE * math.prod(shape) for shape in scene.styles)
+    largest = max((stream.least((*shape, 3), layers) for shape in scene.styles), default=0)
+    return images + max(COMPILING + STYLE_COMPILING * (len(scene.styles) - 1), largest, least)

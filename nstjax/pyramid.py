@@ -29,6 +29,21 @@ def steps(sizes, work, *, coarse=1 / 3):
     return [max(1, round(coarse * work / cost))] * (len(sizes) - 1) + [max(1, round(work / cost))]
 
 
+def style_size(style, content, *, scale=1.0, minimum=16):
+    """Long side in pixels of a style image beside a content image, for strokes of the same size at any aspect.
+
+    The content's long side times `scale`; of a content beyond 2:1, the long side of a 2:1 image of the same area, as
+    the style's cost would otherwise outgrow the content's. A style of an elongated shape becomes larger where its short
+    side would be under `minimum`.
+
+    Args:
+        style, content: (height, width) in pixels; of the style only the aspect counts.
+    """
+    h, w = content
+    long = round(scale * min(max(h, w), math.ceil(math.sqrt(2 * h * w))))
+    return max(long, math.ceil(minimum * max(style) / min(style))) if long >= 2 * minimum else long
+
+
 def continued(image, margin):
     """A picture [..., H, W, C] with `margin` more pixels on each side, reflected; a negative one takes them off."""
     if margin == 0:
@@ -69,7 +84,9 @@ def run(solver, prepare, start, *, sizes, steps, margins=None, place=None):
     """
     picture: Any = None
     before: Any = None
+    data: Any = None
     for size, count, margin in zip(sizes, steps, margins or [0] * len(sizes), strict=True):
+        del data  # frees the previous size's before the next is made
         content, data = prepare(size)
         inner = continued(content, -margin)
         if before is None:

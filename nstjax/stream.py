@@ -71,6 +71,16 @@ def plan(shape, layers, *, limit):
     return segments(layers, rows=rows)
 
 
+def least(shape, layers):
+    """Bytes, as `needed` counts them, without which no plan for an image of `shape` (H, W, 3) can do."""
+    return needed(plan(shape, layers, limit=0), shape)
+
+
+def whole(shape, layers):
+    """Bytes, as `needed` counts them, of the network computed at once for an image of `shape` (H, W, 3)."""
+    return needed(segments(layers, rows=lambda blocks: None), shape)
+
+
 def needed(plan, shape):
     """Bytes that a plan needs for a picture of `shape` (H, W, 3), beside parameters, targets and pictures."""
     h, w, _ = shape

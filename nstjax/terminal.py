@@ -2,6 +2,8 @@
 
 import contextlib
 import ctypes
+import functools
+import gc
 import json
 import os
 import re
@@ -32,8 +34,32 @@ def tune_malloc():
 
 
 def restore_malloc():
-    """Give freed memory back to the system again, where it is scarce."""
+    """Return freed memory to the system again, where it is scarce; after each compilation all of it.
+
+    XLA's compiler allocates some hundred megabytes in small blocks, which glibc would keep beside what the program
+    allocates when it runs.
+    """
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10})
+    trim_malloc()
+    _trim_after_compilations()
+
+
+@functools.cache
+def _trim_after_compilations():
+    import jax.monitoring
+
+    def trim(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration" and duration_secs > 0.1:
+            trim_malloc()
+
+    jax.monitoring.register_event_duration_secs_listener(trim)
+
+
+def trim_malloc():
+    """Return all freed memory to the system (glibc; no effect elsewhere)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mallopt(settings):

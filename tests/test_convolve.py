@@ -27,7 +27,7 @@ def assert_near(found, expected, tolerance=1e-4):
     assert np.abs(found - expected).max() <= tolerance * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("form", [convolve.plain, convolve.direct, convolve.winograd])
+@pytest.mark.parametrize("form", [convolve.plain, convolve.direct, convolve.winograd, convolve.compact])
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (3, 5), (4, 4), (17, 30)])
 def test_value_and_gradient_against_numpy(form, size):
     x, kernel, bias, g = problem(*size)

@@ -458,10 +458,28 @@ def test_unknown_flag_exits_with_2():
     assert result.returncode == 2 and "bogus" in result.stderr and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("size", [(1600, 40), (40, 1600)])
+def test_a_panorama_is_painted_beside_a_style_of_its_area(run, gatys, monkeypatch, tmp_path, size):
+    shapes = []
+    load_styles = gatys.load_styles
+
+    def spied(*args, **options):
+        styles = load_styles(*args, **options)
+        shapes.extend(style["image"].shape for style in styles)
+        return styles
+
+    monkeypatch.setattr(gatys, "load_styles", spied)
+    content = picture(tmp_path / "panorama.png", 3, size=size)
+    style = picture(tmp_path / "long.png", 4, size=(360, 40))
+    path = run("--content", content, "--style", style, picture(tmp_path / "b.png", 5), size=1600, steps=1)
+    assert images.load(path).shape == (*size[::-1], 3)
+    assert shapes == [(40, 358, 3), (313, 358, 3)]
+
+
 # --- endings
 
 
-@pytest.mark.parametrize(("limit", "given_back"), [(0.7, True), (8, False)])
+@pytest.mark.parametrize(("limit", "given_back"), [(1.2, True), (8, False)])
 def test_freed_memory_is_kept_only_where_there_is_room(run, monkeypatch, limit, given_back):
     restored = []
     monkeypatch.setattr(terminal, "restore_malloc", lambda: restored.append(True))

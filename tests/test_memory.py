@@ -1,41 +1,112 @@
-"""What fits into memory."""
+"""What fits into memory, and that whole runs stay within it."""
 
-import numpy as np
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from nstjax import memory
+from nstjax import features, memory, stream
 from nstjax.errors import InputError
 
-PARAMS = {"kernel": np.zeros(1000, np.float32)}
+SCRIPT = Path(__file__).parent.parent / "experiments" / "gatys.py"
+LAYERS = ("relu4_2",), ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
+
+
+def scene(h, w, **options):
+    return memory.Scene((h, w), "vgg19", *LAYERS, **{"styles": ((h, w),)} | options)
+
+
+def needed(scene, **options):
+    """Bytes that a refusal names."""
+    with pytest.raises(InputError, match=r"needs \d+\.\d\d GB of memory") as refused:
+        memory.fit(scene, limit=1e6, **options)
+    assert "--memory-limit" in str(refused.value) and "\n" not in str(refused.value)
+    return 1e9 * float(str(refused.value).split("needs ")[1].split()[0])
 
 
 def test_available_memory_is_that_of_a_computer():
     assert 1e8 < memory.available() < 1e14
 
 
-def test_small_pictures_have_room_for_everything():
-    history, left = memory.fit((512, 512), PARAMS, limit=8e9)
-    assert history == memory.HISTORY
-    assert 5e9 < left < 8e9
+def test_a_small_image_with_ample_memory_has_everything():
+    budget = memory.fit(scene(512, 512), limit=12e9)
+    assert budget.history == memory.HISTORY and budget.tuned and not budget.compact and budget.together > 4
 
 
-@pytest.mark.parametrize("size", [2048, 4096, 8192])
-@pytest.mark.parametrize("limit", [30e9, 60e9])
-def test_everything_together_stays_under_the_limit(size, limit):
-    history, left = memory.fit((size, size), PARAMS, limit=limit)
-    assert 3 <= history <= memory.HISTORY
-    assert left > 0
-    assert left + 2 * history * 12 * size * size + memory.RUNTIME < limit
+@settings(deadline=None)
+@given(h=st.integers(32, 4096), w=st.integers(32, 4096), extra=st.floats(0, 20e9))
+def test_what_is_budgeted_stays_under_the_limit(h, w, extra):
+    image = scene(h, w)
+    limit = needed(image) + extra
+    budget = memory.fit(image, limit=limit)
+    assert memory.LEAST_HISTORY <= budget.history <= memory.HISTORY
+    plan = stream.plan((h, w, 3), LAYERS[0] + LAYERS[1], limit=budget.network)
+    network = max(memory.COMPILING, stream.needed(plan, (h, w, 3)))
+    kernels = 40e6 if budget.compact else 400e6
+    assert memory.RESIDENT + kernels + network + budget.history * 24 * h * w < limit * 1.001
 
 
-def test_more_memory_remembers_more():
-    histories = [memory.fit((4096, 4096), PARAMS, limit=limit)[0] for limit in (7e9, 9e9, 16e9, 64e9)]
-    assert histories == sorted(histories)
-    assert histories[0] < histories[-1]
+def test_more_memory_remembers_more_and_transforms_kernels_in_advance():
+    budgets = [memory.fit(scene(2048, 2048), limit=limit) for limit in (2.5e9, 4e9, 6e9, 16e9)]
+    assert [b.history for b in budgets] == sorted(b.history for b in budgets)
+    assert budgets[0].history < budgets[-1].history == memory.HISTORY
+    assert budgets[0].compact and not budgets[-1].compact
 
 
-def test_too_little_memory_is_refused_with_the_amount_needed():
-    with pytest.raises(InputError, match=r"8192x4096 px needs \d+\.\d GB") as refused:
-        memory.fit((4096, 8192), PARAMS, limit=2e9)
-    needed = float(str(refused.value).split("needs ")[1].split()[0])
-    memory.fit((4096, 8192), PARAMS, limit=1.05e9 * needed)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"styles": ((2000, 2000),)},
+        {"styles": ((1000, 1000),) * 8},
+        {"regions": 40},
+        {"scales": 5},
+        {"results": 200},
+        {"reading": 3.2e9},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_whatever_is_held_beside_the_image_counts(more):
+    assert needed(scene(1000, 1000, **more)) > needed(scene(1000, 1000)) + 1e8
+
+
+def test_devices_hold_parameters_each():
+    assert needed(scene(512, 512), devices=4) > needed(scene(512, 512)) + 3 * 50e6
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_parameters_are_counted_as_they_are(compact):
+    layers = ("relu2_1",)
+    params = features.load("vgg19", layers=layers, winograd=True, compact=compact)
+    bytes_ = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert memory._parameters("vgg19", layers, compact=compact) == pytest.approx(bytes_, rel=0.01)
+
+
+def peak(folder, *flags):
+    """(bytes of resident memory at the most, exit status, standard error) of a run of gatys.py without a cache."""
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"NSTJAX_CACHE": str(folder)}
+    command = [sys.executable, SCRIPT, "--output", folder / "image.png", *map(str, flags)]
+    with open(folder / "errors", "w+") as errors:
+        process = subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        errors.seek(0)
+        return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024), process.returncode, errors.read()
+
+
+@pytest.mark.skipif(not hasattr(os, "wait4"), reason="the system does not tell a process's memory")
+@pytest.mark.parametrize(("size", "limit", "preset"), [(512, 1.5, "gatys"), (256, None, "fast")])
+def test_a_run_stays_within_its_limit(tmp_path, size, limit, preset):
+    flags = ["--size", size, "--preset", preset, "--steps", 1, "--scales", 1]
+    if limit is None:  # the least that is accepted
+        used, status, told = peak(tmp_path, *flags, "--memory-limit", 0.1)
+        assert status == 2 and len(told.strip().splitlines()) == 1
+        limit = float(re.search(r"needs (\d+\.\d+) GB", told)[1])
+    used, status, told = peak(tmp_path, *flags, "--memory-limit", limit)
+    assert status == 0, told
+    assert used <= 1.03e9 * limit

@@ -24,6 +24,38 @@ def test_steps_cost_as_much_as_asked(size, scales, work, coarse):
     assert abs(cost - work) <= sum((s / size) ** 2 for s in sizes) + 1
 
 
+@given(
+    short=st.integers(32, 4096), aspect=st.floats(1, 2), upright=st.booleans(), scale=st.sampled_from([0.5, 1.0, 2.0])
+)
+def test_a_style_is_as_long_as_a_content_of_usual_aspect(short, aspect, upright, scale):
+    content = (short, int(short * aspect))[:: 1 if upright else -1]
+    assert pyramid.style_size((300, 400), content, scale=scale) == round(scale * max(content))
+
+
+@pytest.mark.parametrize(
+    ("style", "content", "expected"),
+    [
+        ((300, 400), (40, 8000), 800),  # 2:1 with the area of the content
+        ((300, 400), (8000, 40), 800),
+        ((300, 400), (400, 8000), 2530),
+        ((300, 400), (256, 513), 513),
+        ((100, 900), (128, 128), 144),  # 16 px high
+        ((100, 900), (512, 512), 512),
+        ((900, 100), (40, 8000), 800),
+        ((900, 100), (128, 128), 144),
+        ((100, 900), (16, 16), 16),  # too small for any style
+    ],
+)
+def test_elongated_styles_and_contents(style, content, expected):
+    assert pyramid.style_size(style, content) == expected
+
+
+@given(short=st.integers(32, 200), aspect=st.floats(1, 300))
+def test_a_style_costs_no_more_than_twice_the_content(short, aspect):
+    content = (short, round(short * aspect))
+    assert pyramid.style_size((1, 1), content) ** 2 <= 2.1 * content[0] * content[1]
+
+
 def test_one_scale_takes_all_steps():
     assert pyramid.steps([384], 200) == [200]
 

@@ -195,3 +195,20 @@ def test_torchvisions_scale_gives_the_same_look(tmp_path):
 def test_unknown_network():
     with pytest.raises(InputError, match="vgg16"):
         features.load("vgg11")
+
+
+@pytest.mark.parametrize("layer", ["conv1_1", "relu2_2", "pool3", "relu4_2", "pool4", "relu5_1", "pool5"])
+def test_numbers_of_a_layer_are_those_of_its_activations(layer):
+    shapes = jax.eval_shape(
+        vgg.features,
+        features.prepare(
+            {"mean": np.zeros(3, np.float32)}
+            | {
+                name: {part: np.zeros(shape, np.float32) for part, shape in parts.items()}
+                for name, parts in vgg.shapes("vgg19").items()
+            },
+            winograd=False,
+        ),
+        np.zeros((64, 64, 3), np.float32),
+    )
+    assert vgg.numbers(layer) == np.prod(shapes[layer].shape) / 64**2

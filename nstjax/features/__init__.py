@@ -70,15 +70,16 @@ EXTRACTORS = {
 }
 
 
-def load(network, source="bundled", *, layers=None, like=None, winograd=None, seed=0):
+def load(network, source="bundled", *, layers=None, like=None, winograd=None, compact=False, seed=0):
     """Params of an extractor, on the default device.
 
     source: "bundled", "keras", "torchvision", a file (see `nstjax.weights.load`), or "random" (`random_weights` from
     `seed`). layers: those wanted; VGG's convolutions after them are left out. like: a picture [H, W, 3]; its mean
     activations in the bundled network are given to every layer of VGG (`vgg.match_scale`), so that losses mean the same
     with weights of another scale, such as torchvision's or random ones; nothing to other networks. winograd: compute
-    the wide convolutions by Winograd's algorithm; by default on CPU. Raises InputError for an unknown network, one
-    that has no such weights, or a file that does not hold them.
+    the wide convolutions by Winograd's algorithm; by default on CPU. compact: with an eighth of the memory for its
+    kernels (`convolve.compact`). Raises InputError for an unknown network, one that has no such weights, or a file that
+    does not hold them.
     """
     if network not in EXTRACTORS:
         raise InputError(f"no network {network!r}; there are {', '.join(EXTRACTORS)}")
@@ -87,7 +88,7 @@ def load(network, source="bundled", *, layers=None, like=None, winograd=None, se
         if like is not None and source != "bundled":
             tree = vgg.match_scale(tree, weights.load(network), like)
         tree = tree if layers is None else vgg.until(tree, layers)
-    return prepare(tree, winograd=winograd)
+    return prepare(tree, winograd=winograd, compact=compact)
 
 
 def random_weights(network, seed=0):
@@ -117,10 +118,11 @@ def random_weights(network, seed=0):
     return {"mean": weights.MEANS[weights.IMAGENET].copy()} | tree
 
 
-def prepare(tree, *, winograd=None):
+def prepare(tree, *, winograd=None, compact=False):
     """Params of an extractor's function from {"mean": [3], layer: {part: array}}, in the fastest form for the platform.
 
-    That is another one for 3x3 convolutions that move by one pixel.
+    That is another one for 3x3 convolutions that move by one pixel. winograd, compact: see `load`. Layer by layer, so
+    that only one layer's new form is in memory twice, in numpy and on the device.
     """
     if winograd is None:
         winograd = jax.default_backend() == "cpu"
@@ -129,10 +131,11 @@ def prepare(tree, *, winograd=None):
         if name == "mean" or np.shape(layer.get("kernel"))[:2] != (3, 3):
             return layer
         # Block 1 is bound by memory, not arithmetic: Winograd's transforms would cost more than they save.
-        fast = convolve.direct if name.startswith("conv1_") else convolve.winograd
+        fast = convolve.compact if compact else convolve.winograd
+        fast = convolve.direct if name.startswith("conv1_") else fast
         return (fast if winograd else convolve.plain)(layer["kernel"], layer["bias"])
 
-    return jax.device_put({name: form(name, layer) for name, layer in tree.items()})
+    return {name: jax.block_until_ready(jax.device_put(form(name, layer))) for name, layer in tree.items()}
 
 
 def softened(features, *, temperature=1.0):

@@ -21,6 +21,12 @@ def shapes(network):
     return {name: {"kernel": shape, "bias": shape[3:]} for name, shape in weights.shapes(network).items()}
 
 
+def numbers(layer):
+    """How many activations a layer has for each pixel of the image: 64 for conv1_1, 8 for relu4_2, 4 for pool3."""
+    block = int(layer[4])
+    return min(64 * 2 ** (block - 1), 512) / 4 ** (block - 1 + layer.startswith("pool"))
+
+
 @jax.custom_vjp
 def relu(x):
     """max(x, 0), whose gradient is told from its result, so that the convolution's result need not be kept."""
