@@ -104,7 +104,7 @@ def peak(folder, *flags):
 def test_a_run_stays_within_its_limit(tmp_path, size, limit, preset):
     flags = ["--size", size, "--preset", preset, "--steps", 1, "--scales", 1]
     if limit is None:  # the least that is accepted
-        used, status, told = peak(tmp_path, *flags, "--memory-limit", 0.1)
+        used, status, told = peak(tmp_path, *flags, "--memory-limit", 0.5)
         assert status == 2 and len(told.strip().splitlines()) == 1
         limit = float(re.search(r"needs (\d+\.\d+) GB", told)[1])
     used, status, told = peak(tmp_path, *flags, "--memory-limit", limit)
