@@ -74,7 +74,7 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
 
     def step(image, state, data):
         trial, new = inner.update(image, state, data=data)
-        failed = ~(jnp.isfinite(new.value) & (new.value <= JUMP * state.value))
+        failed = _fails(new.value, state.value, JUMP)
         steepest = FIRST_STEP / jnp.maximum(jnp.abs(new.grad).mean(), 1e-30)
         failures = jnp.where(failed, state.aux + 1, 0)
         terms = new.aux | {"loss": new.value, "failures": failures}
@@ -122,7 +122,7 @@ def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
 
     def step(image, state, data):
         loss, terms, grad = _evaluate(objective, state.trial, data)
-        failed = ~(jnp.isfinite(loss) & (loss <= jump * state.loss))
+        failed = _fails(loss, state.loss, jump)
         failures = jnp.where(failed, state.failures + 1, 0)
         terms = terms | {"loss": loss, "failures": failures}
         image, grad, loss, scale = _choose(
@@ -183,10 +183,11 @@ def batched(solver, *, shared=("params",)):
 
 
 def by_first_gradient():
-    """An optax transformation that divides every gradient by the first one's mean size: a fixed scale."""
+    """An optax transformation that divides gradients by the mean size of the first that is not 0: a fixed scale."""
 
     def update(updates, scale, params=None):
-        scale = jnp.where(scale > 0, scale, 1 / jnp.maximum(jnp.abs(updates).mean(), 1e-30))
+        mean = jnp.abs(updates).mean()
+        scale = jnp.where((scale > 0) | (mean == 0), scale, 1 / jnp.maximum(mean, 1e-30))
         return updates * scale, scale
 
     return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
@@ -197,6 +198,11 @@ def _evaluate(objective, image, data):
     (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
     loss = jnp.where(jnp.isfinite(grad).all(), loss, jnp.nan)
     return loss, terms, jnp.where(jnp.isfinite(loss), grad, 0)
+
+
+def _fails(loss, last, jump):
+    """Whether a loss is not finite, or `jump` times the last one (which rounding may have made negative)."""
+    return ~jnp.isfinite(loss) | (loss > last + (jump - 1) * jnp.abs(last))
 
 
 def _choose(condition, yes, no):
