@@ -229,7 +229,8 @@ def test_a_second_picture_of_the_same_shape_compiles_nothing(run, tmp_path):
             run("--grid", "--content", *some, "--scales", "1", output="sheet.png")
             counts.append(len(compiled))
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        # Before jax 0.8 it stays, and fills a list that nobody reads.
+        getattr(jax.monitoring, "unregister_event_duration_listener", lambda listener: None)(listen)
     assert counts[0] > 0
     assert counts[1] == counts[0]
 

@@ -64,7 +64,7 @@ def test_strips_equal_the_whole(name):
     shape, recipe, options, rows = CASES[name]
     loss, gradient = loss_and_gradient(shape, recipe, **options)
     streamed, its_gradient = loss_and_gradient(shape, recipe, **options, plan=strips(rows))
-    assert streamed == pytest.approx(loss, rel=1e-5)
+    assert streamed == pytest.approx(loss, rel=3e-5)
     assert np.linalg.norm(its_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
 
 
@@ -80,7 +80,7 @@ def test_devices_equal_the_whole(name, devices):
     shape, recipe, options, _ = CASES[name]
     loss, gradient = loss_and_gradient(shape, recipe, **options)
     sharded, its_gradient = loss_and_gradient(shape, recipe, **options, plan=None, mesh=stream.mesh(devices))
-    assert sharded == pytest.approx(loss, rel=1e-5)
+    assert sharded == pytest.approx(loss, rel=3e-5)
     assert np.linalg.norm(its_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
 
 
