@@ -267,10 +267,12 @@ def main(
         return picture, data | {"params": params}
 
     def finished(job, picture):
-        """The picture to show, with the photograph's colours where only its luminance was painted."""
-        if preserve_color != "luminance":
+        """The image to show, with the content's chroma where only its luminance was painted, or where it has none."""
+        if preserve_color == "none":
             return np.asarray(picture)
         photograph = images.load(job.content, size=picture.shape[:2])
+        if preserve_color != "luminance" and not color.is_grey(photograph):
+            return np.asarray(picture)
         return np.asarray(color.with_luminance(photograph, color.luminance(picture)))
 
     done: dict[Job, np.ndarray] = {}
@@ -315,6 +317,8 @@ def main(
                 images.save(frames / f"{step:05d}.jpg", frame, metadata=MARK)
             if stopped():
                 return
+        if not np.isfinite(rows[-1]["loss"]).all():
+            raise FloatingPointError(f"the loss is {np.max(rows[-1]['loss']):.4g}")
 
     def save(some):
         for job in some:
@@ -333,8 +337,7 @@ def main(
                     if grid:
                         save(dict.fromkeys(chunk))
             except FloatingPointError as error:
-                advice = "try another --optimizer or --learning-rate"
-                ending = f"stopped at step {len(rows)} of {total}, {error} ({advice}): "
+                ending = f"stopped at step {len(rows)} of {total}, {error} ({advice(rows)}): "
         if not done:
             raise InputError(f"{ending}there is no picture to save")
         save(done)
@@ -701,6 +704,13 @@ def rate(rows, window=10):
     """Steps a second, over the last few."""
     recent = rows[-window:]
     return (len(recent) - 1) / max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
+
+
+def advice(rows):
+    """What to try after a run whose loss failed: its steps are to blame only if it was finite before them."""
+    if any(np.isfinite(row["loss"]).all() for row in rows if row["size"] == rows[-1]["size"]):
+        return "try another --optimizer or a lower --learning-rate"
+    return "it never was finite at this size: check --weights, and lower --content-weight and --style-weight"
 
 
 def recipe_of_picture():

@@ -4,8 +4,8 @@ Gatys et al. 2016, "Preserving Color in Neural Artistic Style Transfer" (arXiv 1
 "Controlling Perceptual Factors in Neural Style Transfer" (arXiv 1611.07865), give two ways. Recolour the
 style before the transfer: `match_covariance(style, content)` or `match_histogram(style, content)`. Or
 transfer luminance alone: give the style `match_luminance(luminance(style), luminance(content))`, stylise in
-grey, and put the content's chroma back: `with_luminance(content, luminance(result))`. All is pure, and works
-under jit and vmap.
+grey, and put the content's chroma back: `with_luminance(content, luminance(result))`. What is recoloured after
+a grey content is grey. All is pure, and works under jit and vmap.
 """
 
 import jax
@@ -18,6 +18,8 @@ YIQ_TO_RGB = np.linalg.inv(RGB_TO_YIQ)
 
 # About the variance of rounding to 8 bits, 1 / (12 * 255**2): what varies less holds noise, no colour.
 VARIANCE_FLOOR = 1e-6
+# Channels that differ by less than half a level of 8 bits are the same to an eye, and in a file.
+LEVEL = 0.5 / 255
 
 
 def rgb_to_yiq(image):
@@ -33,6 +35,11 @@ def yiq_to_rgb(image):
 def luminance(image):
     """Rec. 601 luma [H, W] in [0, 1] of RGB [H, W, 3]: the Y of YIQ."""
     return rgb_to_yiq(image)[..., 0]
+
+
+def is_grey(image):
+    """Whether an image [H, W, 3] has no chroma: its channels differ by less than half a level of 8 bits, [] bool."""
+    return jnp.ptp(jnp.asarray(image), axis=-1).max() < LEVEL
 
 
 def with_luminance(content, y):
@@ -65,13 +72,13 @@ def match_covariance(style, content, *, clip=True):
 
     x -> A (x - mean_s) + mean_c with A = S_c^1/2 S_s^-1/2 (Gatys et al. 2016, section 3.1) and symmetric
     roots, as in Image Analogies, which the paper finds to look better than Cholesky's. Directions in which
-    style has no colour, as all but one in a grey picture, stay empty. Clipped to [0, 1] at the end, which
-    moves both moments a little, unless clip=False.
+    style or content has no colour, as all but one in a grey image, stay empty. Clipped to [0, 1] at the end,
+    which moves both moments a little, unless clip=False.
     """
     style_mean, style_covariance = _moments(style)
     content_mean, content_covariance = _moments(content)
     whiten = _symmetric_power(style_covariance, -0.5, floor=VARIANCE_FLOOR)
-    colour = _symmetric_power(content_covariance, 0.5)
+    colour = _root_of_colour(content_covariance)
     matrix = jnp.matmul(colour, whiten, precision="highest")
     return _clipped(_transform(matrix, style - style_mean) + content_mean, clip)
 
@@ -80,9 +87,11 @@ def match_histogram(style, content):
     """style [h, w, C] with the histogram of content [H, W, C] per channel, by quantiles; sizes may differ.
 
     Exact where style has no ties. Equal values share their middle rank and stay equal, so flat areas stay
-    flat. In float32 the ranks are exact up to 8 megapixels, and a few off beyond.
+    flat. Channels that are equal in content, as all of a grey image's are, stay so: they take the ranks of
+    their mean in style. In float32 the ranks are exact up to 8 megapixels, and a few off beyond.
     """
-    pixels, reference = (image.reshape(-1, image.shape[-1]) for image in (style, content))
+    pixels, reference = (jnp.asarray(image).reshape(-1, image.shape[-1]) for image in (style, content))
+    pixels, reference = _with_equal_channels(pixels, reference)
     return jax.vmap(_match_quantiles, in_axes=1, out_axes=1)(pixels, reference).reshape(style.shape)
 
 
@@ -98,6 +107,15 @@ def _match_quantiles(x, reference):
     return reference[lower] * (1 - weight) + reference[upper] * weight
 
 
+def _with_equal_channels(x, reference):
+    """x [n, C] and reference [m, C], in both of which channels that are equal in reference are their mean."""
+    channels = range(reference.shape[1])
+    equal = jnp.stack([jnp.abs(reference - reference[:, i : i + 1]).max(0) for i in channels]) < LEVEL
+    first = jnp.argmax(equal, axis=1)  # of the channels that are equal to each
+    share = (equal / equal.sum(1, keepdims=True)).astype(x.dtype)
+    return tuple(jnp.einsum("ij,nj->ni", share, y, precision="highest")[:, first] for y in (x, reference))
+
+
 def _moments(image):
     """Mean [3] and covariance [3, 3] of the colours of an image [H, W, 3]."""
     mean = jnp.mean(image, axis=(-3, -2))
@@ -110,6 +128,13 @@ def _symmetric_power(covariance, power, *, floor=0.0):
     """U max(L, floor)^power U^T of a covariance U L U^T [3, 3]."""
     values, vectors = jnp.linalg.eigh(covariance)
     return _transform(vectors * jnp.maximum(values, floor) ** power, vectors)
+
+
+def _root_of_colour(covariance):
+    """The root of a covariance [3, 3], with 0 for what varies less than rounding; its root would be visible colour."""
+    values, vectors = jnp.linalg.eigh(covariance)
+    roots = jnp.where(values < VARIANCE_FLOOR, 0, jnp.sqrt(jnp.maximum(values, VARIANCE_FLOOR)))
+    return _transform(vectors * roots, vectors)
 
 
 def _transform(matrix, image):

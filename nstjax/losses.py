@@ -38,11 +38,11 @@ def swag(x, *, mask=None, temperature=1.0):
 
 
 class Sums(NamedTuple):
-    """Sums over pixels of features, of which every statistic but the features themselves can be told.
+    """Sums over pixels of features, from which every statistic but the features themselves is computed.
 
-    Those of a picture's parts add up to the whole's, so that a picture need not be in memory at once
-    (`nstjax.stream`). `first` and `second` are of the features' differences from `origin`, which makes no difference
-    but in rounding: near the mean it keeps the covariance exact.
+    Those of an image's parts add up to the whole's, so that an image need not be in memory at once (`nstjax.stream`).
+    `first` and `second` are of the features' differences from `origin`, which makes no difference but in rounding: the
+    covariance's error is about 1e-7 of the squared distance of the mean from the origin.
     """
 
     weight: jax.Array  # [], the number of pixels, or the mask's sum
@@ -52,15 +52,25 @@ class Sums(NamedTuple):
 
 
 def sums(x, *, mask=None, origin=None):
-    """`Sums` of features [H, W, C], their pixels weighted by a mask [H, W] >= 0."""
+    """`Sums` of features [H, W, C], their pixels weighted by a mask [H, W] >= 0.
+
+    With an origin, products are summed about the features' own mean and then moved to the origin: where features hardly
+    vary, as in one colour, thousands of equal products of the distance between the two would each be rounded alike, and
+    the variance that is left when the mean's square is subtracted would be negative.
+    """
     h, w, c = x.shape
     x = x.reshape(h * w, c)
-    if origin is not None:
-        x = x - origin
-    if mask is None:
-        return Sums(jnp.full((), float(h * w)), x.sum(0), x.T @ x, origin)
-    weighted = x * mask.reshape(h * w, 1)
-    return Sums(mask.sum(), weighted.sum(0), weighted.T @ x, origin)
+    weight = jnp.full((), float(h * w)) if mask is None else mask.sum()
+    share = 1.0 if mask is None else mask.reshape(h * w, 1)
+    if origin is None:
+        return Sums(weight, (x * share).sum(0), (x * share).T @ x)
+    # Any constant will do; being one, it has no gradient.
+    own = jax.lax.stop_gradient((x * share).sum(0) / jnp.maximum(weight, 1e-6))
+    x = x - own
+    first, shift = (x * share).sum(0), own - origin
+    cross = jnp.outer(first, shift)
+    second = (x * share).T @ x + cross + cross.T + weight * jnp.outer(shift, shift)
+    return Sums(weight, first + weight * shift, second, origin)
 
 
 # What F F^T is divided by, for features of n positions and c channels.
@@ -156,40 +166,56 @@ def _over_leaves(distance, a, b):
     return sum(jax.tree.leaves(jax.tree.map(distance, a, b)))
 
 
+# Variance below this part of the features' mean square is no style: it is about what one level of 8 bits makes in them.
+VARIANCE_FLOOR = 1e-5
+
+
 def wasserstein2(a, b, *, jitter=1e-4):
     """Squared Wasserstein-2 distance of two `Gaussian`s, divided by the number of channels.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2) (Dowson and Landau 1982; for style: Crowson's
-    style-transfer-pytorch). `jitter` times B's mean variance is added to both diagonals. Give `b` its `root`
-    (`with_root`) where it is used many times.
+    style-transfer-pytorch). `jitter` times B's mean variance, and at least `VARIANCE_FLOOR` times its mean square, is
+    added to both diagonals, so that one colour has a distance and a gradient, too. Give `b` its `root` (`with_root`)
+    where it is used many times.
     """
     c = a.mean.shape[0]
-    ridge = jitter * jnp.trace(b.covariance) / c
-    root = sqrtm(b.covariance + ridge * jnp.eye(c))[0] if b.root is None else b.root
-    cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
+    b = with_root(b, jitter=jitter) if b.root is None else b
+    ridge = _ridge(b, jitter)
+    cross = _trace_sqrtm(b.root @ (a.covariance + ridge * jnp.eye(c)) @ b.root)
     traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
     return mse(a.mean, b.mean) + (traces - 2 * cross) / c
 
 
 def with_root(g, *, jitter=1e-4):
     """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
-    c = g.mean.shape[0]
-    return g._replace(root=sqrtm(g.covariance + jitter * jnp.trace(g.covariance) / c * jnp.eye(c))[0])
+    return g._replace(root=sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
+
+
+def _ridge(g, jitter):
+    """What is added to the diagonal of a `Gaussian`'s covariance, [] > 0."""
+    variance = jnp.maximum(jnp.trace(g.covariance) / g.mean.shape[0], 0)
+    floor = VARIANCE_FLOOR * (variance + (g.mean**2).mean())
+    return jnp.maximum(jnp.maximum(jitter * variance, floor), 1e-30)
 
 
 def sqrtm(a, *, iterations=15):
-    """Square root and inverse square root of a symmetric positive definite matrix [C, C].
+    """Square root and inverse square root of a symmetric positive semidefinite matrix [C, C].
 
     Newton-Schulz iterations (Higham 2008, Functions of Matrices, eq. 6.35): matrix products alone, which every
-    accelerator does well. Eigenvalues under about 1e-5 of the largest are not resolved.
+    accelerator does well. Eigenvalues under about 1e-5 of the largest are not resolved: the root's are too small there,
+    and the inverse's stay under 1.5^iterations. Iterations end early where rounding has made eigenvalues so negative
+    that they would diverge, so that both are finite for every finite matrix.
     """
     norm = jnp.maximum(jnp.linalg.norm(a), jnp.finfo(a.dtype).tiny)
     identity = jnp.eye(a.shape[0], dtype=a.dtype)
 
     def iterate(_, yz):
         y, z = yz
-        t = 1.5 * identity - 0.5 * z @ y
-        return y @ t, t @ z
+        product = z @ y
+        # The eigenvalues of z y rise from 0..1 to 1; only negative ones grow without bound.
+        converges = jnp.sum(product**2) <= 2 * a.shape[0]
+        t = 1.5 * identity - 0.5 * product
+        return jnp.where(converges, y @ t, y), jnp.where(converges, t @ z, z)
 
     y, z = jax.lax.fori_loop(0, iterations, iterate, (a / norm, identity))
     return y * jnp.sqrt(norm), z / jnp.sqrt(norm)

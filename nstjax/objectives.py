@@ -196,22 +196,28 @@ def at_layers(mask, features, params, image, layers):
 
 
 SCALE = 1e6  # losses keep the order of magnitude that they have with the paper's weights, for the numbers shown
+LEAST = {"content": 0.25, "style": 0.05}  # of the loss of noise: a smaller one measures no structure, no difference
 
 
 def balance(objective, data, content, *, strength, ratio=300.0):
     """`data` whose content and style weights make `strength` in [0, 1] mean the same at any size, network and picture.
 
-    Each term is measured in a unit of its own: style, its loss for the untouched content picture [H, W, 3]; content,
-    its loss for features that have lost all structure (replaced by their mean). Strength s sets their ratio to
-    ratio * (s / (1 - s))^2: 0 keeps the photograph, 1 keeps its style alone. A ratio of 300 suits Gram matrices, whose
-    squared difference grows with the fourth power of features; 4 suits the Wasserstein distance.
+    Each term is measured in a unit of its own: style, its loss for the untouched content image [H, W, 3]; content, its
+    loss for features that have lost all structure (replaced by their mean). Where there is neither, as with a content
+    of one colour or one that is the style itself, the unit is a part (`LEAST`) of the loss of an image of noise.
+    Strength s sets their ratio to ratio * (s / (1 - s))^2: 0 keeps the content, 1 keeps its style alone. A ratio of 300
+    suits Gram matrices, whose squared difference grows with the fourth power of features; 4 suits the Wasserstein
+    distance.
     """
     ones = {name: jnp.ones(()) for name in ("content", "style")}
     flat = jax.tree.map(lambda x: jnp.broadcast_to(x.mean((0, 1)), x.shape), data["content"])
+    noise = jax.random.uniform(jax.random.key(0), content.shape)
     _, style = objective(content, data | {"weights": ones})
     _, structure = objective(content, data | {"weights": ones, "content": flat})
+    _, least = objective(noise, data | {"weights": ones})
+    least = {name: jnp.maximum(LEAST[name] * loss, 1e-12) for name, loss in least.items()}
     weights = {
-        "content": (1 - strength) ** 2 / structure["content"],
-        "style": ratio * strength**2 / jnp.maximum(style["style"], 1e-30),
+        "content": (1 - strength) ** 2 / jnp.maximum(structure["content"], least["content"]),
+        "style": ratio * strength**2 / jnp.maximum(style["style"], least["style"]),
     }
     return data | {"weights": data["weights"] | {name: SCALE * weight for name, weight in weights.items()}}

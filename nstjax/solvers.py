@@ -22,6 +22,8 @@ with warnings.catch_warnings():
 
 # A step after which the loss is this many times the last one has failed.
 JUMP = 1.5
+# After a failure, steps that change pixels by less than this on average are not made.
+SHORTEST_STEP = 1e-5
 # Without curvature information a step changes pixels by this much on average.
 FIRST_STEP = 1 / 255
 
@@ -29,9 +31,10 @@ FIRST_STEP = 1 / 255
 class Solver(NamedTuple):
     """init(image, data) -> state, without evaluating the loss; step(image, state, data) -> (image, state, terms).
 
-    A step evaluates the loss and its gradient once. terms: those of the objective, "loss" and "failures" (how many
-    evaluations in a row were not finite, or jumped up; the solver then goes back and tries shorter steps).
-    result(image, state): the picture to show and to save.
+    A step evaluates the loss and its gradient once, and returns an image whose loss was evaluated and is good, or the
+    one it was given. terms: those of the objective, "loss" and "failures" (how many evaluations in a row were not
+    finite, or jumped up; the solver then goes back and tries shorter steps). result(image, state): the image to show
+    and to save.
     """
 
     init: Callable
@@ -54,9 +57,9 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
 
     def evaluate(image, data):
         image = project(image)
-        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
-        # Where the picture is at the gamut's edge and would leave it, there is nowhere to go.
-        free = (project(image - 1e-3 * jnp.sign(grad)) != image) & jnp.isfinite(loss)
+        loss, terms, grad = _evaluate(objective, image, data)
+        # Where the image is at the gamut's edge and would leave it, there is nowhere to go.
+        free = project(image - 1e-3 * jnp.sign(grad)) != image
         return (loss, terms), jnp.where(free, grad, 0)
 
     make = partial(jaxopt.LBFGS, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
@@ -71,7 +74,7 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
 
     def step(image, state, data):
         trial, new = inner.update(image, state, data=data)
-        failed = ~(new.value <= JUMP * state.value)
+        failed = _fails(new.value, state.value, JUMP)
         steepest = FIRST_STEP / jnp.maximum(jnp.abs(new.grad).mean(), 1e-30)
         failures = jnp.where(failed, state.aux + 1, 0)
         terms = new.aux | {"loss": new.value, "failures": failures}
@@ -89,10 +92,10 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
 
 
 class GradientState(NamedTuple):
-    """The transformation's state, and the last good evaluation."""
+    """The transformation's state, the image to evaluate next, and the last good evaluation."""
 
     inner: Any
-    image: jax.Array
+    trial: jax.Array
     grad: jax.Array
     loss: jax.Array
     scale: jax.Array
@@ -102,14 +105,15 @@ class GradientState(NamedTuple):
 def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
     """An optax transformation of the gradient (Adam, AdamW, `optax.lbfgs` without line search ...) as a `Solver`.
 
-    jump: a loss this many times the last one is a failure; after one the solver returns to the last good picture,
-    forgets its memory and makes steps ten times shorter. objective: (image, data) -> (loss, terms).
+    jump: a loss this many times the last one is a failure; after one the solver returns to the last good image,
+    forgets its memory and makes steps ten times shorter. objective: (image, data) -> (loss, terms). The image that a
+    step returns was evaluated: what the transformation proposes is only tried at the next step, and may be bad.
     """
 
     def init(image, data):
         return GradientState(
             inner=transformation.init(image),
-            image=image,
+            trial=project(image),
             grad=jnp.zeros_like(image),
             loss=jnp.full((), jnp.inf),
             scale=jnp.ones(()),
@@ -117,18 +121,22 @@ def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
         )
 
     def step(image, state, data):
-        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
-        failed = ~(jnp.isfinite(jnp.vdot(grad, grad)) & jnp.isfinite(loss) & (loss <= jump * state.loss))
+        loss, terms, grad = _evaluate(objective, state.trial, data)
+        failed = _fails(loss, state.loss, jump)
         failures = jnp.where(failed, state.failures + 1, 0)
         terms = terms | {"loss": loss, "failures": failures}
         image, grad, loss, scale = _choose(
             failed,
-            (state.image, state.grad, state.loss, 0.1 * state.scale),
-            (image, grad, loss, jnp.minimum(1.0, 1.5 * state.scale)),
+            (image, state.grad, state.loss, 0.1 * state.scale),
+            (state.trial, grad, loss, jnp.minimum(1.0, 1.5 * state.scale)),
         )
-        inner = _choose(failed, transformation.init(image), state.inner)
-        update, inner = transformation.update(grad, inner, image)
-        return project(image + scale * update), GradientState(inner, image, grad, loss, scale, failures), terms
+        memory = _choose(failed, transformation.init(image), state.inner)
+        update, inner = transformation.update(grad, memory, image)
+        # Ever shorter steps would only lead up to the very edge of where the loss fails, with rounding to decide on
+        # which side the image is. It stays where it is until steps have grown again.
+        waits = (scale < 1) & (scale * jnp.abs(update).mean() < SHORTEST_STEP)
+        inner, trial = _choose(waits, (memory, image), (inner, project(image + scale * update)))
+        return image, GradientState(inner, trial, grad, loss, scale, failures), terms
 
     return Solver(init, step)
 
@@ -175,13 +183,26 @@ def batched(solver, *, shared=("params",)):
 
 
 def by_first_gradient():
-    """An optax transformation that divides every gradient by the first one's mean size: a fixed scale."""
+    """An optax transformation that divides gradients by the mean size of the first that is not 0: a fixed scale."""
 
     def update(updates, scale, params=None):
-        scale = jnp.where(scale > 0, scale, 1 / jnp.maximum(jnp.abs(updates).mean(), 1e-30))
+        mean = jnp.abs(updates).mean()
+        scale = jnp.where((scale > 0) | (mean == 0), scale, 1 / jnp.maximum(mean, 1e-30))
         return updates * scale, scale
 
     return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
+
+
+def _evaluate(objective, image, data):
+    """(loss, terms, gradient); the loss is NaN where its gradient is not finite, and the gradient 0 where either is."""
+    (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
+    loss = jnp.where(jnp.isfinite(grad).all(), loss, jnp.nan)
+    return loss, terms, jnp.where(jnp.isfinite(loss), grad, 0)
+
+
+def _fails(loss, last, jump):
+    """Whether a loss is not finite, or `jump` times the last one (which rounding may have made negative)."""
+    return ~jnp.isfinite(loss) | (loss > last + (jump - 1) * jnp.abs(last))
 
 
 def _choose(condition, yes, no):

@@ -168,7 +168,7 @@ def test_match_covariance_of_degenerate_pictures():
     to_constant = color.match_covariance(content, constant)
     np.testing.assert_allclose(to_constant, constant, atol=1e-4)
     to_grey = np.asarray(color.match_covariance(content, grey))
-    np.testing.assert_allclose(np.ptp(to_grey, axis=-1), 0, atol=1e-3)
+    np.testing.assert_allclose(np.ptp(to_grey, axis=-1), 0, atol=1e-6)
     from_grey = np.asarray(color.match_covariance(grey, content, clip=False))
     np.testing.assert_allclose(from_grey.mean(axis=(0, 1)), mean, atol=1e-4)
     assert np.abs(from_grey).max() < 3  # no noise blown up
@@ -224,6 +224,48 @@ def test_match_histogram_agrees_with_scikit_image():
     style, content = (np.rint(picture(seed, 64, 64) * 255) / 255 for seed in (1, 2))
     oracle = exposure.match_histograms(style, content, channel_axis=-1)
     assert np.abs(np.asarray(color.match_histogram(style, content)) - oracle).mean() < 0.01
+
+
+def grey_contents():
+    grey = np.repeat(picture(3)[..., 1:2], 3, axis=-1)
+    return {
+        "photo": grey,
+        "8 bits": np.rint(grey * 255) / np.float32(255),
+        "black and white": (grey > 0.4).astype(np.float32),
+        "pale": 0.9 + 0.05 * grey,
+        "one grey": np.full_like(grey, 0.3),
+        "black": np.zeros_like(grey),
+        "white": np.ones_like(grey),
+    }
+
+
+@pytest.mark.parametrize("match", [color.match_covariance, color.match_histogram], ids=["covariance", "histogram"])
+@pytest.mark.parametrize("content", grey_contents().values(), ids=grey_contents().keys())
+@pytest.mark.parametrize("style", [picture(7, 17, 40), np.full((9, 9, 3), [1, 0, 0.2], np.float32)], ids=["", "flat"])
+def test_after_a_grey_content_all_is_grey(match, content, style):
+    matched = np.asarray(match(style, content))
+    assert matched.shape == style.shape and np.isfinite(matched).all()
+    np.testing.assert_allclose(np.ptp(matched, axis=-1), 0, atol=1e-6)
+    if match is color.match_histogram and np.ptp(style) > 0.9 and len(style) > 9:
+        # And its histogram is the content's, as that of the style's mean would be.
+        oracle = match(np.repeat(style.mean(-1, keepdims=True), 3, -1), content)
+        np.testing.assert_allclose(np.sort(matched, axis=None), np.sort(oracle, axis=None), atol=1e-6)
+
+
+def test_channels_equal_in_content_stay_equal_and_the_others_their_own():
+    content = picture(4)[..., [0, 1, 0, 2]]
+    style = without_ties(5, 12, 16)[..., [0, 1, 2, 0]]
+    matched = np.asarray(color.match_histogram(style, content))
+    np.testing.assert_array_equal(matched[..., 0], matched[..., 2])
+    np.testing.assert_array_equal(matched[..., 1], color.match_histogram(style[..., 1:2], content[..., 1:2])[..., 0])
+    assert np.abs(matched[..., 3] - matched[..., 0]).max() > 0.1
+
+
+def test_is_grey():
+    assert all(color.is_grey(grey) for grey in grey_contents().values())
+    spot = grey_contents()["photo"].copy()
+    spot[3, 4, 1] += 2 / 255
+    assert not color.is_grey(spot) and not color.is_grey(picture())
 
 
 # Composition

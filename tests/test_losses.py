@@ -293,6 +293,84 @@ def test_wasserstein2_of_equals_is_zero(seed):
     assert abs(float(wasserstein2(a, a))) < 1e-4
 
 
+def degenerate():
+    """Features [12, 10, 6] that hardly vary, or in few directions, as networks make them of one colour."""
+    varied = 40 * np.abs(randoms(1, 12, 10, 6))
+    one = np.broadcast_to(np.float32([300, 0, 20, 500, 1, 80]), varied.shape)
+    return {
+        "varied": varied,
+        "one colour": one,
+        "another": 0.1 * one[..., ::-1],
+        "zeros": np.zeros_like(varied),
+        "a level of noise": one + 0.3 * randoms(2, 12, 10, 6),
+        "one spot": one + 100 * (np.indices((12, 10, 6)).sum(0) == 5),
+        "two tones": np.where(np.indices((12, 10, 6))[0] > 5, one, 0.5 * one),
+        "one pixel": varied[:1, :1],
+    }
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("style", ["varied", "one colour", "zeros", "one pixel"])
+def test_wasserstein2_of_degenerate_features_is_finite_and_can_be_lowered(style, masked):
+    origin = jnp.asarray(degenerate()["varied"].mean((0, 1)), jnp.float32)
+    spots = lambda x: jnp.zeros(x.shape[:2]).at[0, 0].set(1).at[-1, -1].set(0.5) if masked else None  # noqa: E731
+    measured = jax.jit(lambda x: losses.gaussian(losses.sums(x, mask=spots(x), origin=origin)))
+    target = with_root(measured(jnp.asarray(degenerate()[style], jnp.float32)))
+    evaluate = jax.jit(jax.value_and_grad(lambda x: losses.wasserstein2(measured(x), target)))
+    for name, x in degenerate().items():
+        x = jnp.asarray(x, jnp.float32)
+        scale = float((target.mean**2).mean() + (measured(x).mean ** 2).mean() + (origin**2).mean())
+        loss, grad = evaluate(x)
+        assert np.isfinite(loss) and np.isfinite(grad).all(), name
+        assert loss >= -1e-5 * scale
+        if loss > 1e-2 * scale:  # two different ones
+            lower = x - 0.1 * float(loss) / float((grad**2).sum()) * grad
+            assert evaluate(lower)[0] < loss, name
+        if style == name:
+            assert loss <= 1e-3 * scale, name
+
+
+def test_wasserstein2_of_two_colours_is_their_difference():
+    one, another = (jnp.asarray(degenerate()[name], jnp.float32) for name in ("one colour", "another"))
+    origin = jnp.asarray(degenerate()["varied"].mean((0, 1)), jnp.float32)
+    a, b = (jax.jit(lambda x: losses.gaussian(losses.sums(x, origin=origin)))(x) for x in (one, another))
+    expected = np.mean((np.asarray(one, np.float64)[0, 0] - np.asarray(another)[0, 0]) ** 2)
+    assert float(wasserstein2(a, b)) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mask", [None, np.eye(256, dtype=np.float32)], ids=["whole", "diagonal"])
+def test_the_variance_of_one_colour_is_not_negative(mask):
+    """Of a whole image: thousands of equal products must not each be rounded in the same direction."""
+    x = jnp.broadcast_to(jnp.asarray(np.abs(randoms(3, 16)) * 100), (256, 256, 16))
+    for origin in (jnp.zeros(16), x[0, 0] + 1, 3 * x[0, 0]):
+        g = losses.gaussian(losses.sums(x, mask=mask, origin=origin))
+        distance = float(((x[0, 0] - origin) ** 2).max())
+        assert np.linalg.eigvalsh(np.asarray(g.covariance, np.float64)).min() > -4e-6 * distance
+        np.testing.assert_allclose(g.mean, x[0, 0], rtol=1e-5)
+
+
+def test_sums_about_an_origin_have_the_gradient_of_those_about_zero():
+    x, origin = jnp.asarray(randoms(1, 5, 4, 3)), jnp.asarray(randoms(2, 3))
+    mask = jnp.abs(jnp.asarray(randoms(4, 5, 4)))
+    ours = jax.grad(lambda x: jnp.sum(jnp.sin(losses.gram(losses.sums(x, mask=mask, origin=origin)))))(x)
+    plain = jax.grad(lambda x: jnp.sum(jnp.sin(losses.gram(x, mask=mask))))(x)
+    np.testing.assert_allclose(ours, plain, atol=1e-4)
+
+
+@few
+@given(seed=SEEDS, rank=st.integers(0, 5), negative=st.sampled_from([0.0, 1e-7, 1e-5, 1e-3, 0.3]))
+def test_sqrtm_of_rank_deficient_and_indefinite_matrices_is_finite(seed, rank, negative):
+    rng = np.random.default_rng(seed)
+    basis, _ = np.linalg.qr(rng.normal(size=(6, 6)))
+    values = np.r_[rng.uniform(0.5, 1, rank), np.full(6 - rank, -negative)] * 10.0 ** rng.integers(-12, 12)
+    a = ((basis * values) @ basis.T).astype(np.float32)
+    root, inverse = sqrtm(a)
+    assert np.isfinite(root).all() and np.isfinite(inverse).all()
+    if rank and negative <= 1e-5:
+        kept = (basis * np.sqrt(np.maximum(values, 0))) @ basis.T
+        np.testing.assert_allclose(root, kept, atol=0.02 * np.abs(kept).max())
+
+
 def test_wasserstein2_of_few_pixels():
     """Fewer positions than channels: singular covariances, where the jitter is what makes a root."""
     a, b = (losses.gaussian(randoms(seed, 2, 3, 12)) for seed in (1, 2))
@@ -522,7 +600,8 @@ def test_under_jit_and_vmap(name):
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_against_finite_differences(name):
     """Along a random direction, in float64; with random weights for functions of many values."""
-    with jax.enable_x64(True):
+    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # before jax 0.8
+    with enable_x64(True):
         rng = np.random.default_rng(0)
         x, direction = randoms().astype(np.float64), rng.normal(size=(5, 7, 4))
 

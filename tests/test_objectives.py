@@ -102,6 +102,42 @@ def test_strength_is_a_ratio_in_the_terms_own_units(strength):
     assert shares["style"] == pytest.approx(50 * strength**2, rel=1e-4)
 
 
+RAMP = np.linspace([0, 0.3, 1], [1, 0.1, 0.5], 16 * 12, dtype=np.float32).reshape(16, 12, 3)
+FLAT = {
+    "content": (np.full((16, 12, 3), 0.3, np.float32), RAMP),
+    "style": (RAMP, np.full((16, 12, 3), 0.9, np.float32)),
+    "both": (np.zeros((16, 12, 3), np.float32), np.full((16, 12, 3), [0.9, 0.2, 0.6], np.float32)),
+    "the same": (RAMP, RAMP),
+    "both the same": (np.zeros((16, 12, 3), np.float32), np.zeros((16, 12, 3), np.float32)),
+}
+WASSERSTEIN = {
+    "statistic": losses.gaussian,
+    "style_distance": losses.wasserstein2,
+    "prepare": losses.with_root,
+    "centered": True,
+}
+
+
+@pytest.mark.parametrize("options", [{}, WASSERSTEIN], ids=["gram", "wasserstein"])
+@pytest.mark.parametrize("case", FLAT)
+def test_strength_of_what_has_no_structure_or_no_difference(case, options):
+    content, painting = FLAT[case]
+    objective, targets = objectives.neural_style(features, **options)
+    data = jax.jit(targets)(KERNEL, content, [objectives.plain_style(painting)], weights={}, **LAYERS)
+    data = jax.jit(lambda data, image: objectives.balance(objective, data, image, strength=0.5))(data, content)
+    noise = picture(9, content.shape)
+    ones = data | {"weights": {"content": 1.0, "style": 1.0}}
+    _, unit = objective(noise, ones)
+    for name, largest in (("content", 0.25 / 0.25), ("style", 300 * 0.25 / 0.05)):
+        # At most so much for an image of noise, whatever the content is.
+        assert 0 < float(data["weights"][name] * unit[name]) < 2 * objectives.SCALE * largest
+    (loss, _), grad = jax.jit(jax.value_and_grad(objective, has_aux=True))(content, data)
+    assert np.isfinite(loss) and np.isfinite(grad).all()
+    if "same" not in case:
+        lower = content - 0.01 * float(loss) / float((grad**2).sum()) * grad
+        assert objective(lower, data)[0] < loss
+
+
 def test_strength_does_not_depend_on_the_scale_of_features():
     def gradient(scale):
         scaled = lambda params, image: {k: scale * x for k, x in features(params, image).items()}  # noqa: E731

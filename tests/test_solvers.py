@@ -104,6 +104,47 @@ def test_recovers_from_a_bad_region(name, bad, start):
     assert float(objective(picture, data)[0]) < 0.8 * before
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30], ids=["nan", "inf", "jump"])
+@pytest.mark.parametrize("name", ["lbfgs", "lbfgs-optax", "gd"])
+def test_every_image_on_the_way_is_a_good_one(name, bad, start):
+    """A run may end at any step, and its last image is saved: never one that was proposed and not yet evaluated."""
+    objective, data = quadratic()
+    objective = with_cliff(objective, bad)
+    shown = []
+    for picture, terms in solve(SOLVERS[name](objective), start, data, 120):
+        loss = float(objective(picture, data)[0])
+        assert loss <= 1.01 * solvers.JUMP * min([*shown, np.inf])
+        if not terms["failures"]:
+            assert loss == pytest.approx(terms["loss"], rel=1e-4)
+        shown.append(loss)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_loss_that_is_infinite_from_the_start_is_a_failure(name, start):
+    def objective(image, data):
+        return jnp.sum(image) + jnp.inf, {"content": jnp.inf}
+
+    with pytest.raises(FloatingPointError, match="inf at step 10"):
+        solve(SOLVERS[name](objective), start, None, 20)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_gradient_that_is_not_finite_is_a_failure(name, start):
+    """The square root of an exact zero has a finite value and an infinite slope: here, far from the start."""
+    objective, data = quadratic()
+
+    def rooted(image, data):
+        loss, terms = objective(image, data)
+        inside = jnp.mean((image - start) ** 2) < 0.03
+        return loss + jnp.sqrt(jnp.where(inside, 1.0, 0.0 * image.sum())), terms
+
+    history = solve(SOLVERS[name](rooted), start, data, 60)
+    assert np.isfinite(history[-1][0]).all()
+    assert any(terms["failures"] for _, terms in history)
+    assert all(np.isfinite(terms["loss"]) or terms["failures"] for _, terms in history)
+    assert float(objective(history[-1][0], data)[0]) < 0.8 * float(objective(start, data)[0])
+
+
 def with_cliff(objective, bad):
     """The same loss, but bad where a pixel's neighbourhood of the start is left by more than 0.2 in the mean square."""
     start = jax.random.uniform(jax.random.key(1), SHAPE)

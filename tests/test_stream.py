@@ -64,8 +64,8 @@ def test_strips_equal_the_whole(name):
     shape, recipe, options, rows = CASES[name]
     loss, gradient = loss_and_gradient(shape, recipe, **options)
     streamed, its_gradient = loss_and_gradient(shape, recipe, **options, plan=strips(rows))
-    assert streamed == pytest.approx(loss, rel=1e-5)
-    assert np.linalg.norm(its_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
+    assert streamed == pytest.approx(loss, rel=3e-5)
+    assert np.linalg.norm(its_gradient - gradient) < 3e-5 * np.linalg.norm(gradient)
 
 
 def test_strips_with_winograd_equal_the_whole():
@@ -80,8 +80,8 @@ def test_devices_equal_the_whole(name, devices):
     shape, recipe, options, _ = CASES[name]
     loss, gradient = loss_and_gradient(shape, recipe, **options)
     sharded, its_gradient = loss_and_gradient(shape, recipe, **options, plan=None, mesh=stream.mesh(devices))
-    assert sharded == pytest.approx(loss, rel=1e-5)
-    assert np.linalg.norm(its_gradient - gradient) < 1e-5 * np.linalg.norm(gradient)
+    assert sharded == pytest.approx(loss, rel=3e-5)
+    assert np.linalg.norm(its_gradient - gradient) < 3e-5 * np.linalg.norm(gradient)
 
 
 def test_memory_of_a_device_falls_as_devices_are_added():

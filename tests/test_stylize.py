@@ -156,6 +156,15 @@ def test_colours_are_the_photographs(run, tmp_path, preserve):
     assert error(kept) < 0.5 * error(plain)
 
 
+@pytest.mark.parametrize("preserve", ["luminance", "covariance", "histogram"])
+def test_a_grey_photograph_stays_grey(run, tmp_path, preserve):
+    opened(photograph(tmp_path / "colour.png", 1)).convert("L").save(tmp_path / "grey.png")
+    painted = np.asarray(opened(run("--preserve-color", preserve, content=[tmp_path / "grey.png"])).convert("RGB"), int)
+    assert np.ptp(painted, axis=-1).max() <= 1 and np.ptp(painted) > 50
+    plain = np.asarray(opened(run(content=[tmp_path / "grey.png"])).convert("RGB"), int)
+    assert np.ptp(plain, axis=-1).max() > 10
+
+
 def test_one_corrupt_picture_does_not_stop_the_others(run, tmp_path, capsys):
     for i in range(3):
         photograph(tmp_path / "in" / f"{i}.png", i)

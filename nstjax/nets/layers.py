@@ -20,7 +20,12 @@ from nstjax import convolve
 
 
 def _pad(x, n, mode):
-    return jnp.pad(x, ((0, 0), (n, n), (n, n), (0, 0)), mode=mode) if n else x
+    return _pad_each(x, ((n, n), (n, n), (0, 0)), mode) if n else x
+
+
+def _pad_each(x, widths, mode):
+    """Images [N, H, W, C] padded one by one: jax 0.7 cannot reflect an axis of unknown length, not even by 0 pixels."""
+    return jax.vmap(lambda each: jnp.pad(each, widths, mode=mode))(x)
 
 
 def reflect(x, n):
@@ -56,7 +61,7 @@ def valid(x, n):
 def pad_to_multiple(x, n):
     """Reflected below and on the right until both sides are multiples of n."""
     _, h, w, _ = x.shape
-    return jnp.pad(x, ((0, 0), (0, -h % n), (0, -w % n), (0, 0)), mode="reflect")
+    return _pad_each(x, ((0, -h % n), (0, -w % n), (0, 0)), "reflect")
 
 
 # --- resizing
