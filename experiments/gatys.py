@@ -251,7 +251,9 @@ def main(
             shape=photograph.shape,
             margin=margin,
         )
-        styles = [each | {"image": RECOLOR[preserve_color](each["image"], photograph)} for each in styles]
+        if preserve_color != "none":
+            reference = color.with_least_contrast(photograph)
+            styles = [each | {"image": RECOLOR[preserve_color](each["image"], reference)} for each in styles]
         terms = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": laplacian_weight}
         terms = {name: weight for name, weight in terms.items() if weight}
         data = targets_of(
@@ -672,7 +674,6 @@ def in_gray_like(style, photograph):
 
 
 RECOLOR: dict[str, Callable] = {
-    "none": lambda style, photograph: style,
     "luminance": in_gray_like,
     "covariance": color.match_covariance,
     "histogram": color.match_histogram,
@@ -710,7 +711,7 @@ def advice(rows):
     """What to try after a run whose loss failed: its steps are to blame only if it was finite before them."""
     if any(np.isfinite(row["loss"]).all() for row in rows if row["size"] == rows[-1]["size"]):
         return "try another --optimizer or a lower --learning-rate"
-    return "it never was finite at this size: check --weights, and lower --content-weight and --style-weight"
+    return "it never was finite at this size: check --weights, and lower the weights of the losses"
 
 
 def recipe_of_picture():

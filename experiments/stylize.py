@@ -312,9 +312,9 @@ def finished(photograph, picture, *, strength, preserve_color):
         case "luminance":
             return color.with_luminance(photograph, color.luminance(picture))
         case "covariance":
-            return color.match_covariance(picture, photograph)
+            return color.match_covariance(picture, color.with_least_contrast(photograph))
         case "histogram":
-            return color.match_histogram(picture, photograph)
+            return color.match_histogram(picture, color.with_least_contrast(photograph))
     return picture
 
 

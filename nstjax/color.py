@@ -55,6 +55,17 @@ def with_luminance(content, y):
     return jnp.clip(y + chroma / jnp.maximum(excess, 1), 0, 1)
 
 
+def with_least_contrast(content, *, contrast=0.05):
+    """The content [H, W, 3] as a reference to recolor by: its luma varies by `contrast` (a standard deviation) at least.
+
+    What is recolored by one color alone becomes that color, so that nothing of it would be seen. Where the content
+    varies less, a horizontal ramp of greys is added; elsewhere the content is returned as it is. Within [0, 1].
+    """
+    missing = jnp.sqrt(jnp.maximum(contrast**2 - jnp.var(luminance(content)), 0))
+    ramp = jnp.linspace(-(3**0.5), 3**0.5, content.shape[1])  # of variance 1
+    return jnp.clip(content + missing * ramp[:, None], 0, 1)
+
+
 def match_luminance(style_y, content_y, *, clip=True):
     """Luma style_y [h, w] with the mean and deviation of content_y [H, W] (Gatys et al. 2016, section 3.2).
 

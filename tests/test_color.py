@@ -291,3 +291,23 @@ def test_under_jit_and_vmap_in_float32(function):
 @pytest.mark.parametrize("function", PAIRS.values(), ids=PAIRS.keys())
 def test_numpy_pictures_will_do(function):
     assert isinstance(function(picture(1), picture(2)), jax.Array)
+
+
+@pytest.mark.parametrize("value", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.8, 0.1, 0.1)])
+def test_a_reference_of_one_color_leaves_contrast_to_what_is_recolored_by_it(value):
+    flat = np.broadcast_to(np.float32(value), (24, 32, 3))
+    reference = color.with_least_contrast(flat)
+    style = np.random.default_rng(0).uniform(size=(20, 20, 3)).astype(np.float32)
+    assert reference.min() >= 0 and reference.max() <= 1
+    for match in (color.match_covariance, color.match_histogram):
+        recolored = np.asarray(match(style, reference))
+        assert np.asarray(color.luminance(recolored)).std() > 0.02
+        assert np.abs(recolored.mean((0, 1)) - value).max() < 0.05
+    inside = 0.1 < min(value) and max(value) < 0.9
+    if inside:
+        np.testing.assert_allclose(np.asarray(color.luminance(reference)).std(), 0.05, rtol=0.05)
+
+
+def test_a_reference_of_usual_contrast_is_the_content():
+    content = np.random.default_rng(0).uniform(size=(24, 32, 3)).astype(np.float32)
+    np.testing.assert_array_equal(color.with_least_contrast(content), content)
