@@ -56,7 +56,7 @@ def with_luminance(content, y):
 
 
 def with_least_contrast(content, *, contrast=0.05):
-    """The content [H, W, 3] as a reference to recolor by: its luma varies by `contrast` (a standard deviation) at least.
+    """The content [H, W, 3] as a reference to recolor by, whose luma has at least the standard deviation `contrast`.
 
     What is recolored by one color alone becomes that color, so that nothing of it would be seen. Where the content
     varies less, a horizontal ramp of greys is added; elsewhere the content is returned as it is. Within [0, 1].
