@@ -600,7 +600,8 @@ def test_under_jit_and_vmap(name):
 @pytest.mark.parametrize("name", CASES)
 def test_gradient_against_finite_differences(name):
     """Along a random direction, in float64; with random weights for functions of many values."""
-    enable_x64 = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64  # before jax 0.8
+    # jax.experimental has it before jax 0.8.
+    enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
     with enable_x64(True):
         rng = np.random.default_rng(0)
         x, direction = randoms().astype(np.float64), rng.normal(size=(5, 7, 4))
