@@ -196,7 +196,7 @@ def at_layers(mask, features, params, image, layers):
 
 
 SCALE = 1e6  # losses keep the order of magnitude that they have with the paper's weights, for the numbers shown
-LEAST = {"content": 0.25, "style": 0.05}  # of the loss of noise: a smaller one measures no structure, no difference
+LEAST = {"content": 0.25, "style": 0.002}  # of the loss of noise: a smaller one measures no structure, no difference
 
 
 def balance(objective, data, content, *, strength, ratio=300.0):

@@ -41,6 +41,7 @@ def save(path, variables, about):
 
 def check_output(path):
     """Raise InputError if `save(path, ...)` could not write there, or under a name that `load` would not read."""
+    files.check_regular(path)
     if Path(path).suffix.lower() != SUFFIX:
         raise files.refusal(path, f"trained nets are {SUFFIX} files; choose such a name")
     files.check_writable(path)
