@@ -125,29 +125,18 @@ def _transform_net(graph, net, variables):
     """`TransformNet.activations` in ONNX's order of axes, [N, C, H, W]."""
     op, params, stats = graph.op, variables["params"], variables.get("batch_stats", {})
     once = net.padding == "picture"
-    around, halving, inside = transform.PADDINGS[net.padding]
-
-    def layer(name, x, *, relu=True, **options):
-        x = _convolution(graph, net, params[name], x, **options)
-        if f"{name}_norm" in params:
-            x = _norm(graph, net, params[f"{name}_norm"], stats.get(f"{name}_norm"), x)
-        return op("Relu", x) if relu else x
-
     x = op("Transpose", "pictures", perm=[0, 3, 1, 2])
     size = op("Slice", op("Shape", x), [2], [4])
     x = _to_multiples_of_4(graph, op("Sub", x, net.center), size)
-    x = _reflected(graph, x, 8 * net.blocks) if once else x
-    x = layer("conv1", x, pad=around)
-    x = layer("conv2", x, pad=halving, stride=2)
-    x = layer("conv3", x, pad=halving, stride=2)
-    for i in range(1, net.blocks + 1):
-        y = layer(f"block{i}b", layer(f"block{i}a", x, pad=inside), pad=inside, relu=False)
-        x = op("Add", op("Slice", x, [2, 2], [-2, -2], [2, 3]) if once else x, y)
-    for name in ("up1", "up2"):
-        x = layer(name, x, upsample=net.upsample) if net.upsample else layer(name, x, stride=0.5)
-    x = layer("conv4", x, pad=around, relu=False)
-    x = _output(graph, net.output, x)
-    x = op("Slice", x, [0, 0], size, [2, 3])
+    x = before = _reflected(graph, x, 8 * net.blocks) if once else x
+    for layer in transform.sequence(net):
+        y = _convolution(graph, layer.conv, params[layer.conv.name], x)
+        if layer.norm is not None:
+            y = _norm(graph, layer.norm, params[layer.norm.name], stats.get(layer.norm.name), y)
+        if layer.residual:
+            y = op("Add", op("Slice", before, [2, 2], [-2, -2], [2, 3]) if once else before, y)
+        before, x = x, op("Relu", y) if layer.relu else y
+    x = op("Slice", _output(graph, net.output, x), [0, 0], size, [2, 3])
     op("Transpose", x, perm=[0, 2, 3, 1], output="stylized")
 
 
@@ -169,25 +158,25 @@ def _reflected(graph, x, n):
     return x
 
 
-def _convolution(graph, net, p, x, *, pad=layers.edge, stride=1, upsample=None):
-    """A layer with parameters p: `layers.Conv`, `DepSep`, or `FractionallyStrided` (stride 0.5)."""
+def _convolution(graph, layer, p, x):
+    """A `layers.Conv`, `DepSep` or `FractionallyStrided` with parameters p."""
     op = graph.op
     bias = [p["bias"]] if "bias" in p else []
-    if stride == 0.5:
-        zeros = [0, 0, 1, 1] if net.padding == "same" else [1, 1, 0, 0]
+    if isinstance(layer, layers.FractionallyStrided):
+        cut = [0, 0, 1, 1] if layer.zeros == (2, 1) else [1, 1, 0, 0]
         kernel = np.asarray(p["kernel"])[::-1, ::-1].transpose(2, 3, 0, 1)
-        return op("ConvTranspose", x, kernel, *bias, strides=[2, 2], pads=zeros)
-    x = _upsampled(graph, upsample, x) if upsample else x
-    k = p["depthwise" if "depthwise" in p else "kernel"]
-    n = k.shape[0] // 2
+        return op("ConvTranspose", x, kernel, *bias, strides=[2, 2], pads=cut)
+    n, pad = layer.kernel // 2, layer.pad
+    if layer.upsample is not None:
+        x, pad = _upsampled(graph, layer.upsample, x), layers.edge
     modes = {layers.reflect: "reflect", layers.edge: "edge"}
     zeros = {layers.zero: [n, n, n, n], layers.same: [n - 1, n - 1, n, n]}.get(pad, [0, 0, 0, 0])
     if pad in modes:
         x = op("Pad", x, [0, 0, n, n] * 2, mode=modes[pad])
-    options = {"strides": [stride, stride], "pads": zeros}
-    if "kernel" in p:
-        return op("Conv", x, _transposed(k), *bias, **options)
-    x = op("Conv", x, _transposed(k), group=k.shape[3] // net.conv(1).multiplier, **options)
+    options = {"strides": [layer.stride, layer.stride], "pads": zeros}
+    if isinstance(layer, layers.Conv):
+        return op("Conv", x, _transposed(p["kernel"]), *bias, **options)
+    x = op("Conv", x, _transposed(p["depthwise"]), group=p["depthwise"].shape[3] // layer.multiplier, **options)
     return op("Conv", x, _transposed(p["pointwise"]), *bias)
 
 
@@ -208,9 +197,9 @@ def _upsampled(graph, upsample, x):
     return graph.op("Resize", x, "", [1.0, 1.0, 2.0, 2.0], **options[upsample])
 
 
-def _norm(graph, net, p, averages, x):
+def _norm(graph, norm, p, averages, x):
     if averages is None:
-        return graph.op("InstanceNormalization", x, p["scale"], p["bias"], epsilon=net.norm().epsilon)
+        return graph.op("InstanceNormalization", x, p["scale"], p["bias"], epsilon=norm.epsilon)
     p, averages = p["batch"], averages["batch"]
     return graph.op("BatchNormalization", x, p["scale"], p["bias"], averages["mean"], averages["var"], epsilon=1e-5)
 

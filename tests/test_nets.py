@@ -236,7 +236,9 @@ def test_every_activation_of_kitovs_table():
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     out = jax.eval_shape(lambda variables, x: net.apply(variables, x, method="activations"), variables, x)
     table = {"padded": (336, 3), "conv1": (336, 32), "conv2": (168, 64), "conv3": (84, 128)}
-    table |= {"block1": (80, 128), "block2": (76, 128), "block3": (72, 128), "block4": (68, 128), "block5": (64, 128)}
+    table |= {"block1b": (80, 128), "block2b": (76, 128), "block3b": (72, 128), "block4b": (68, 128)}
+    table |= {"block1a": (82, 128), "block2a": (78, 128), "block3a": (74, 128), "block4a": (70, 128)}
+    table |= {"block5a": (66, 128), "block5b": (64, 128), "conv4": (256, 3)}
     table |= {"up1": (128, 64), "up2": (256, 32), "picture": (256, 3)}
     assert {name: value.shape for name, value in out.items()} == {n: (1, s, s, c) for n, (s, c) in table.items()}
     kernels = {name: p["kernel"].shape for name, p in variables["params"].items() if "kernel" in p}

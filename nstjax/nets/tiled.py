@@ -12,7 +12,6 @@ where the picture does not end is cut away again; where it ends, so does the win
 import math
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -47,36 +46,47 @@ def apply(net, variables, images, *, rows):
     """net.apply(variables, images) of a `TransformNet` in strips of about so many rows; None: all at once."""
     if rows is None:
         return net.apply(variables, images)
-    down, blocks, up, last = transform.parts(net)
-    full, half, quarter = (max(4, rows // factor // 4 * 4) for factor in (1, 2, 4))
+    todo = list(transform.sequence(net))
+    x = before = transform.padded(net, images)
+    scale = 1.0  # of x to the image
+    while todo:
+        strip = max(4, int(rows * scale) // 4 * 4)
+        layer = todo.pop(0)
+        growth = _growth(layer)
+        if scale * growth == 1 and todo:  # the activation at full size is never whole: its layer is fused with the next
+            first, layer = layer, todo.pop(0)
+            y = _pair(variables, first, layer, x, rows=strip, growth=growth)
+            growth *= _growth(layer)
+        else:
+            y = _strips(partial(_call, variables, layer.conv), x, rows=strip, margin=2)
+        before, x = x, layer.finish(_norm(variables, layer, y), before)
+        scale *= growth
+    return net.output(x)[:, : images.shape[1], : images.shape[2]]
 
-    def conv(layer):
-        return partial(_call, variables, layer.conv)
 
-    def norm(layer, x, **options):
-        return x if layer.norm is None else _call(variables, layer.norm, x, **options)
+def _growth(layer):
+    """How many times as large as its input a layer's output is."""
+    if isinstance(layer.conv, layers.FractionallyStrided) or layer.conv.upsample is not None:
+        return 2
+    return 1 / layer.conv.stride
 
-    def pair(first, second, x, *, height, margin):
-        """The second layer's convolution of the first one's activation, which is never whole."""
-        known = {}
-        if isinstance(first.norm, layers.InstanceNorm):
-            known["moments"] = _moments(conv(first), x, rows=height, margin=margin)
 
-        def both(x):
-            return conv(second)(nn.relu(norm(first, conv(first)(x), **known)))
+def _pair(variables, first, second, x, *, rows, growth):
+    """The second layer's convolution of the first one's activation, `growth` times as large as x."""
+    conv = partial(_call, variables, first.conv)
+    margin = 6 if growth == 1 else 4
+    known = {}
+    if isinstance(first.norm, layers.InstanceNorm):
+        known["moments"] = _moments(conv, x, rows=rows, margin=margin)
 
-        return _strips(both, x, rows=height, margin=margin)
+    def both(x):
+        return _call(variables, second.conv, first.finish(_norm(variables, first, conv(x), **known), None))
 
-    x = transform.padded(net, images)
-    x = nn.relu(norm(down[1], pair(down[0], down[1], x, height=full, margin=6)))
-    x = nn.relu(norm(down[2], _strips(conv(down[2]), x, rows=half, margin=2)))
-    for a, b in blocks:
-        y = nn.relu(norm(a, _strips(conv(a), x, rows=quarter, margin=2)))
-        y = norm(b, _strips(conv(b), y, rows=quarter, margin=2))
-        x = transform.cropped(x, y) + y
-    x = nn.relu(norm(up[0], _strips(conv(up[0]), x, rows=quarter, margin=2)))
-    picture = net.output(norm(last, pair(up[1], last, x, height=half, margin=4)))
-    return picture[:, : images.shape[1], : images.shape[2]]
+    return _strips(both, x, rows=rows, margin=margin)
+
+
+def _norm(variables, layer, x, **options):
+    return x if layer.norm is None else _call(variables, layer.norm, x, **options)
 
 
 def _call(variables, module, x, **options):

@@ -74,55 +74,52 @@ class TransformNet(nn.Module):
 
     @nn.compact
     def activations(self, images, *, train=False):
-        """Every layer's activation {name: [N, h, w, C]}: padded, conv1..3, block1..5, up1, up2, picture.
+        """Every layer's activation {name: [N, h, w, C]}: padded, conv1, ..., block1a, block1b, ..., up2, picture.
 
         Raises ValueError for an unknown padding.
         """
-        down, blocks, up, last = parts(self)
-
-        def run(layer, x):
-            x = layer.conv(x)
-            return x if layer.norm is None else layer.norm(x, train=train)
-
         x = padded(self, images)
-        out = {"padded": x}
-        for name, layer in zip(("conv1", "conv2", "conv3"), down, strict=True):
-            x = out[name] = nn.relu(run(layer, x))
-        for i, (a, b) in enumerate(blocks, 1):
-            y = run(b, nn.relu(run(a, x)))
-            x = out[f"block{i}"] = cropped(x, y) + y
-        for name, layer in zip(("up1", "up2"), up, strict=True):
-            x = out[name] = nn.relu(run(layer, x))
-        picture = self.output(run(last, x))
-        return out | {"picture": picture[:, : images.shape[1], : images.shape[2]]}
+        out, before = {"padded": x}, x
+        for layer in sequence(self):
+            y = layer.conv(x)
+            y = y if layer.norm is None else layer.norm(y, train=train)
+            before, x = x, layer.finish(y, before)
+            out[layer.conv.name] = x
+        return out | {"picture": self.output(x)[:, : images.shape[1], : images.shape[2]]}
 
 
 class Layer(NamedTuple):
-    """A convolution and the norm after it, if there is one: modules with the names that their parameters have."""
+    """A convolution, the norm after it if there is one, and what follows: modules named as their parameters are."""
 
     conv: nn.Module
     norm: nn.Module | None
+    relu: bool = True
+    residual: bool = False  # the second convolution of a residual block: the input of the first is added
+
+    def finish(self, y, before):
+        """The layer's activation from its normalized convolution y; before: the input of the layer before it."""
+        if self.residual:
+            y = cropped(before, y) + y
+        return nn.relu(y) if self.relu else y
 
 
-class Parts(NamedTuple):
-    """A `TransformNet`'s layers: to a quarter of the size, residual blocks, up again, and the one before the output."""
+def sequence(net):
+    """The layers of a `TransformNet` from first to last, a tuple of `Layer`s: down to a quarter of the size, residual
+    blocks, up again, and the one before the output.
 
-    down: tuple[Layer, Layer, Layer]
-    blocks: tuple[tuple[Layer, Layer], ...]
-    up: tuple[Layer, Layer]
-    last: Layer
-
-
-def parts(net):
-    """The `Parts` of a `TransformNet`. Raises ValueError for an unknown padding."""
+    This is the net's only description: the net itself, its strips (`nets.tiled`) and its exported form all follow it.
+    Raises ValueError for an unknown padding.
+    """
     if net.padding not in PADDINGS:
         raise ValueError(f"no padding {net.padding!r}; there are {', '.join(PADDINGS)}")
     around, halving, inside = PADDINGS[net.padding]
+    w = net.width
 
-    def layer(name, features, *, make=net.conv, norm=net.norm, **options):
+    def layer(name, features, *, make=net.conv, norm=net.norm, relu=True, residual=False, **options):
         if make is not layers.FractionallyStrided:
             options["fast"] = net.fast
-        return Layer(make(features, bias=norm is None, name=name, **options), norm and norm(name=f"{name}_norm"))
+        conv = make(features, bias=norm is None, name=name, **options)
+        return Layer(conv, norm and norm(name=f"{name}_norm"), relu, residual)
 
     def doubling(name, features):
         if net.upsample is not None:
@@ -130,22 +127,20 @@ def parts(net):
         zeros = (2, 1) if net.padding == "same" else (1, 2)
         return layer(name, features, make=layers.FractionallyStrided, zeros=zeros)
 
-    w = net.width
-    return Parts(
-        down=(
-            layer("conv1", w, kernel=9, pad=around),
-            layer("conv2", 2 * w, stride=2, pad=halving),
-            layer("conv3", 4 * w, stride=2, pad=halving),
-        ),
+    def block(i):
         # The gain makes no difference with a norm. Without one, blocks near the identity keep the net's scale.
-        blocks=tuple(
-            (layer(f"block{i}a", 4 * w, pad=inside), layer(f"block{i}b", 4 * w, pad=inside, gain=0.1))
-            for i in range(1, net.blocks + 1)
-        ),
-        up=(doubling("up1", 2 * w), doubling("up2", w)),
-        last=layer(
-            "conv4", 3, make=layers.Conv, norm=net.norm if net.last_norm else None, kernel=9, pad=around, gain=1.0
-        ),
+        first = layer(f"block{i}a", 4 * w, pad=inside)
+        return first, layer(f"block{i}b", 4 * w, pad=inside, gain=0.1, relu=False, residual=True)
+
+    last_norm = net.norm if net.last_norm else None
+    return (
+        layer("conv1", w, kernel=9, pad=around),
+        layer("conv2", 2 * w, stride=2, pad=halving),
+        layer("conv3", 4 * w, stride=2, pad=halving),
+        *(each for i in range(1, net.blocks + 1) for each in block(i)),
+        doubling("up1", 2 * w),
+        doubling("up2", w),
+        layer("conv4", 3, make=layers.Conv, norm=last_norm, kernel=9, pad=around, gain=1.0, relu=False),
     )
 
 
