@@ -98,7 +98,7 @@ def main():
     data = jax.jit(targets)(
         features.load("vgg19"),
         content,
-        [objectives.plain_style(style)],
+        [objectives.Style(style)],
         weights={"content": 1.0, "style": 1e3},
         content_layers={"relu4_2": 1.0},
         style_layers=dict.fromkeys(STYLE, 1.0),

@@ -34,7 +34,7 @@ def evaluation(params, size, *, styles=1, devices=1):
     )
     rng = np.random.default_rng(0)
     image, content = (rng.uniform(size=(size, size, 3)).astype(np.float32) for _ in range(2))
-    style = objectives.plain_style(content[:128, :128])
+    style = objectives.Style(content[:128, :128])
     weights = {"content": 1.0, "style": 1e3}
     layers = {"content_layers": {"relu4_2": 1.0}, "style_layers": STYLE_LAYERS}
     data = jax.jit(partial(targets, weights=weights, **layers))(params, content, [style] * styles)

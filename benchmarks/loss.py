@@ -50,7 +50,7 @@ def gatys(size, limit=None):
     )
     rng = np.random.default_rng(0)
     image, content = (jnp.asarray(rng.random((size, size, 3), np.float32)) for _ in range(2))
-    styles = [objectives.plain_style(content[:256, :256])]
+    styles = [objectives.Style(content[:256, :256])]
     weights, layers = {"content": 1.0, "style": 1e3}, {"content_layers": {"relu4_2": 1.0}, "style_layers": style_layers}
     return objective, image, jax.jit(partial(targets, weights=weights, **layers))(params, content, styles)
 

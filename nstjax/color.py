@@ -8,9 +8,15 @@ grey, and put the content's chroma back: `with_luminance(content, luminance(resu
 a grey content is grey. All is pure, and works under jit and vmap.
 """
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from nstjax.typing import Image
+
+Method = Literal["none", "luminance", "covariance", "histogram"]
 
 # NTSC's YIQ on Rec. 601 luma. Rows I and Q sum to 0: grey has no chroma.
 RGB_TO_YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
@@ -53,6 +59,35 @@ def with_luminance(content, y):
     room = jnp.where(chroma > 0, 1 - y, y)
     excess = jnp.max(jnp.abs(chroma) / jnp.maximum(room, 1e-12), axis=-1, keepdims=True)
     return jnp.clip(y + chroma / jnp.maximum(excess, 1), 0, 1)
+
+
+def gray(image: Image) -> Image:
+    """The luma of an image in all three channels."""
+    return jnp.repeat(luminance(image)[..., None], 3, axis=-1)
+
+
+def recolored(style: Image, content: Image, *, method: Method) -> Image:
+    """A style image in the colors of a content image, before the transfer: "none" leaves it as it is.
+
+    By "luminance" it is gray, with the luma's mean and contrast of the content.
+    """
+    content = content if method == "none" else with_least_contrast(content)
+    match method:
+        case "luminance":
+            y = match_luminance(luminance(style), luminance(content))
+            return jnp.repeat(y[..., None], 3, axis=-1)
+        case "covariance":
+            return match_covariance(style, content)
+        case "histogram":
+            return match_histogram(style, content)
+    return style
+
+
+def kept(content: Image, stylized: Image, *, method: Method) -> Image:
+    """A stylized image with the content's chroma where only its luma was painted, or where the content has none."""
+    if method == "luminance" or (method != "none" and is_grey(content)):
+        return with_luminance(content, luminance(stylized))
+    return stylized
 
 
 def with_least_contrast(content, *, contrast=0.05):

@@ -33,6 +33,8 @@ class Parts(NamedTuple):
 class Spliced(io.RawIOBase):
     """A file that reads as pieces in a row, each of them bytes or a (start, length) in another file."""
 
+    mode = "rb"  # as every binary file says
+
     def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]]):
         self.file, self.position = file, 0
         self.pieces: list[bytes | tuple[int, int]] = []

@@ -5,10 +5,15 @@ class InputError(ValueError):
     """Bad input from the user: one line that names the file or flag and says what to do.
 
     Names of files can hold newlines and a terminal's control sequences; they are shown escaped.
+
+    Args:
+        message: what is wrong, and what to do.
+        argument: the name of the function's argument that is wrong, if it is one; commands show it as their flag.
     """
 
-    def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+    def __init__(self, message: str, *, argument: str | None = None) -> None:
+        super().__init__(printable(message if argument is None else f"{argument}: {message}"))
+        self.argument = argument
 
 
 def printable(text: object) -> str:

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from nstjax import decoding, files, host, profiles, tiff
 from nstjax.errors import InputError
 
+PICTURES = Path(__file__).parent / "pictures"  # the bundled photo and painting
+MARK = {"Software": "nstjax"}  # metadata of images that later runs may replace
 MAX_PIXELS = 500_000_000  # more is a mistake or an attack
 HUGE_PIXELS = 64_000_000  # above this JPEGs are decoded at a reduced scale, and one picture at a time
 BAND = 1 << 20  # pixels that are converted at once
@@ -64,13 +67,15 @@ def load(path, *, size=None, minimum=1, source_minimum=16, limit: float | None =
         return _unit(_resized(bands, opened, target, Image.Resampling.LANCZOS), target)
 
 
-def load_mask(path, *, shape, limit: float | None = None) -> np.ndarray:
+def load_mask(path, *, shape, of: str | None = None, limit: float | None = None) -> np.ndarray:
     """The mask in a file as float32 [H, W] in [0, 1] for shape (H, W), stretched to it; white is inside.
 
     The resizing antialiases. Colour counts by its luminance, transparency as black. InputError as in `load`,
-    and for a mask all black.
+    for a mask all black, and, if `of` says what it was given as, for one of another aspect than the shape.
     """
     target = shape[::-1]
+    if of is not None:
+        check_aspect(path, shape, of)
     with _opening(path, longest=max(shape)) as (name, opened):
         opened = opened._replace(profile=None)
         _check_memory(name, opened, target, limit)
@@ -130,6 +135,15 @@ def resize(image, shape) -> np.ndarray:
     return np.clip(np.stack(resized, axis=-1), 0, 1)
 
 
+def cover(image, shape) -> np.ndarray:
+    """The middle of an image [h, w, C], as large as fits, resized to a shape (H, W) of any aspect."""
+    h, w = image.shape[:2]
+    k = max(shape[0] / h, shape[1] / w)
+    whole = resize(image, (max(shape[0], round(h * k)), max(shape[1], round(w * k))))
+    top, left = (whole.shape[0] - shape[0]) // 2, (whole.shape[1] - shape[1]) // 2
+    return whole[top : top + shape[0], left : left + shape[1]]
+
+
 def save(path, image, *, alpha=None, metadata=None) -> None:
     """Write float [H, W, 3], clipped to [0, 1] and rounded to 8 bits, in the suffix's format, all or nothing.
 
@@ -168,6 +182,16 @@ def metadata(path) -> dict[str, str]:
         if isinstance(items := json.loads(description), dict):
             return {key: str(text) for key, text in items.items()}
     return text if description is None else {"ImageDescription": str(description)}
+
+
+def check_own(paths: Iterable[Path], advice: str) -> None:
+    """Raise InputError, with the advice, if one of the files exists and was not written with `MARK` as metadata."""
+    for path in paths:
+        if os.path.exists(path):
+            with contextlib.suppress(InputError):
+                if metadata(path).get("Software") == MARK["Software"]:
+                    continue
+            raise files.refusal(path, f"is there, and not from an earlier run; {advice}")
 
 
 def is_animated(path) -> bool:

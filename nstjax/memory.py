@@ -1,6 +1,7 @@
 """How much memory there is, and what fits into it."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -79,11 +80,19 @@ def fit(scene, *, limit, devices=1):
     if spare < 0:
         h, w = scene.shape
         what = f"an image of {w}x{h} px needs {math.ceil((limit - spare) / 1e7) / 100:.2f} GB of memory"
-        raise InputError(f"{what}, and {limit / 1e9:.2f} GB may be used: lower --size or raise --memory-limit")
+        why = f"{what}, and {limit / 1e9:.2f} GB may be used: raise it, or paint a smaller image"
+        raise InputError(why, argument="memory_limit")
     network = min(limit - fixed - history * pair, limit - fixed - targets + least)
     together = 1 + int(max(network - whole, 0) / (history * pair + _images(scene) + whole))
     used = limit - network + max(COMPILING, min(network, whole))
     return Budget(history, network, together, compact, KEPT_BY_MALLOC * used <= limit)
+
+
+def groups(items: Sequence, most: int) -> list[list]:
+    """Items in groups of one size, `most` or fewer each; the last is filled up with the last item."""
+    size = math.ceil(len(items) / math.ceil(len(items) / most))
+    split = [list(items[i : i + size]) for i in range(0, len(items), size)]
+    return [group + group[-1:] * (size - len(group)) for group in split]
 
 
 def _parameters(network, layers, *, compact):
@@ -96,7 +105,8 @@ def _parameters(network, layers, *, compact):
 def _images(scene):
     """Bytes of what has the content's size for as long as it is optimised, beside L-BFGS's pairs."""
     features = sum(vgg.numbers(name) for name in scene.content_layers)
-    return math.prod(scene.shape) * (4 * features + IMAGE * (IMAGES + scene.results) + 8 * scene.regions)
+    held = math.prod(scene.shape) * (4 * features + IMAGE * (IMAGES + scene.results) + 8 * scene.regions)
+    return held + sum(IMAGE * math.prod(shape) for shape in scene.styles)
 
 
 def _targets(scene, layers, least):

@@ -1,9 +1,24 @@
 """Losses put together: objective(image, data) -> (loss, terms), where everything that varies comes in `data`."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from nstjax import losses
+from nstjax.typing import Image, Mask
+
+Objective = Callable[[Image, Any], tuple[Any, dict[str, Any]]]  # (image, data) -> (loss, its terms by name)
+
+
+class Style(NamedTuple):
+    """A style image, where it is learned from and where it is painted."""
+
+    image: Image
+    mask: Mask | None = None  # of the image's aspect: where the style is learned from
+    region: Mask | None = None  # of the content image's aspect: where the style is painted
+    weight: Any = 1.0  # of this style among several
 
 
 def at_once(features):
@@ -99,7 +114,7 @@ def neural_style(
         plain = lambda name, x, _, valid, height: losses.sums(x, mask=_mask(None, x, valid))  # noqa: E731
         sums, kept = measure(plain, params, content, layers if centered else {}, keep=every)
         origins = {name: s.first / s.weight for name, s in sums.items()}
-        regions = [at_layers(style["region"], features, params, content, style_layers) for style in styles]
+        regions = [at_layers(style.region, features, params, content, style_layers) for style in styles]
         return jax.tree.map(
             jnp.asarray,
             {
@@ -116,18 +131,13 @@ def neural_style(
         )
 
     def _style_targets(params, style, layers, origins):
-        masks = at_layers(style["mask"], features, params, style["image"], layers)
+        masks = at_layers(style.mask, features, params, style.image, layers)
         part = lambda name, x, mask, valid, height: _sums(name, x, _mask(mask, x, valid), origins)  # noqa: E731
-        sums, _ = measure(part, params, style["image"], masks or dict.fromkeys(layers))
+        sums, _ = measure(part, params, style.image, masks or dict.fromkeys(layers))
         sums = {name: s._replace(origin=origins.get(name)) for name, s in sums.items()}
-        return {"targets": {name: prepare(statistic(s)) for name, s in sums.items()}, "weight": style["weight"]}
+        return {"targets": {name: prepare(statistic(s)) for name, s in sums.items()}, "weight": style.weight}
 
     return objective, targets
-
-
-def plain_style(image):
-    """A style [h, w, 3] for `neural_style`'s targets that is learnt from everywhere and painted everywhere."""
-    return {"image": image, "mask": None, "region": None, "weight": 1.0}
 
 
 def combined(features, terms):

@@ -2,10 +2,13 @@
 
 import importlib.util
 import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from nstjax import files
 from nstjax.errors import InputError
 
 
@@ -13,6 +16,24 @@ def require(flag):
     """Raise an `InputError` naming the flag if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(f'{flag} draws with matplotlib, which is not installed: pip install "nstjax[plots]"')
+
+
+def check_writable(table) -> list[Path]:
+    """The files of `write_curves`, a .csv table and the plot beside it. Raises InputError if they cannot be written."""
+    if Path(table).suffix != ".csv":
+        raise InputError(f"{table}: give a name that ends in .csv", argument="curve")
+    require("--curve")
+    paths = [Path(table), Path(table).with_suffix(".png")]
+    for path in paths:
+        files.check_writable(path)
+    return paths
+
+
+def write_curves(table, rows: Sequence[Mapping]) -> None:
+    """Write every term of a run's rows (`command.watch`) as a table, and as a plot beside it."""
+    files.write_csv(table, rows)
+    terms = [name for name in rows[0] if name not in ("evaluations", "seconds", "size", "failures")]
+    files.write(Path(table).with_suffix(".png"), curves(rows, terms=terms))
 
 
 def curves(rows, *, terms, against=("evaluations", "seconds"), window=1) -> bytes:

@@ -1,16 +1,28 @@
 """Coarse to fine: paint small first, where strokes and shapes are large, then enlarge and go on."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from nstjax import images, solvers
+from nstjax.typing import Array, Image
 
 
-def sizes(size, *, scales=None, smallest=128, ratio=2.0):
+class Scale(NamedTuple):
+    """One size of the pyramid."""
+
+    size: int  # long side in pixels
+    steps: int = 1
+    margin: int = 0  # pixels of reflected border on each side
+    cost: float = 1.0  # of a step, in steps at full size
+
+
+def sizes(size: int, *, scales: int | None = None, smallest: int = 128, ratio: float = 2.0) -> list[int]:
     """Long sides in pixels from coarse to fine, each `ratio` times the one before, ending at `size`.
 
     scales: how many; by default as many as keep the coarsest at `smallest` or above.
@@ -20,16 +32,20 @@ def sizes(size, *, scales=None, smallest=128, ratio=2.0):
     return [round(size / ratio**i) for i in reversed(range(scales))]
 
 
-def steps(sizes, work, *, coarse=1 / 3):
-    """Steps at each size that cost together as much as `work` steps at the last one, at least 1 each.
+def scales(sizes: Sequence[int], work: int, *, coarse: float = 1 / 3, margin: float = 0.0) -> tuple[Scale, ...]:
+    """A `Scale` for each size, whose steps cost together as much as `work` steps at the last one; at least 1 each.
 
-    The coarser sizes take `coarse` times as many steps as the last: they need only lay out the picture.
+    coarse: steps at a coarser size for each step at the last one; they need only lay out the image. margin: border of
+    the coarser sizes, as a share of their long side.
     """
-    cost = 1 + coarse * sum((size / sizes[-1]) ** 2 for size in sizes[:-1])
-    return [max(1, round(coarse * work / cost))] * (len(sizes) - 1) + [max(1, round(work / cost))]
+    margins = [round(margin * size) for size in sizes[:-1]] + [0]
+    costs = [((size + 2 * margin) / sizes[-1]) ** 2 for size, margin in zip(sizes, margins, strict=True)]
+    share = work / (1 + coarse * sum(costs[:-1]))
+    steps = [max(1, round(coarse * share))] * (len(sizes) - 1) + [max(1, round(share))]
+    return tuple(map(Scale, sizes, steps, margins, costs))
 
 
-def style_size(style, content, *, scale=1.0, minimum=16):
+def style_size(style: tuple[int, int], content: tuple[int, int], *, scale: float = 1.0, minimum: int = 16) -> int:
     """Long side in pixels of a style image beside a content image, for strokes of the same size at any aspect.
 
     The content's long side times `scale`; of a content beyond 2:1, the long side of a 2:1 image of the same area, as
@@ -44,8 +60,8 @@ def style_size(style, content, *, scale=1.0, minimum=16):
     return max(long, math.ceil(minimum * max(style) / min(style))) if long >= 2 * minimum else long
 
 
-def continued(image, margin):
-    """A picture [..., H, W, C] with `margin` more pixels on each side, reflected; a negative one takes them off."""
+def continued(image: Float[Array, "*n h w c"], margin: int) -> Float[Array, "*n height width c"]:
+    """An image with `margin` more pixels on each side, reflected; a negative margin takes them off."""
     if margin == 0:
         return image
     if margin < 0:
@@ -53,20 +69,19 @@ def continued(image, margin):
     return np.pad(image, (*((0, 0),) * (image.ndim - 3), (margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
 
-def enlarge(picture, before, after):
-    """A picture [h, w, 3] painted over `before`, at the size of `after` [H, W, 3], the same content in more detail.
+def enlarge(image: Image, before: Image, after: Image) -> Image:
+    """An image painted over the content image `before`, at the size of `after`, the same content in more detail.
 
-    The content's detail that `before` could not hold is added, so that the next scale starts from a picture that is
-    sharp.
+    The content's detail that `before` could not hold is added, so that the next scale starts from a sharp image.
     """
     detail = after - images.resize(before, after.shape[:2])
-    return np.clip(images.resize(picture, after.shape[:2]) + detail, 0, 1)
+    return np.clip(images.resize(image, after.shape[:2]) + detail, 0, 1)
 
 
-def stacked(prepared):
-    """What `prepare` gives for several pictures of one shape, for `run` with `solvers.batched`; one stays as it is.
+def stacked(prepared: Sequence[tuple[Image, Any]]) -> tuple[Any, Any]:
+    """What `prepare` gives for several images of one shape, for `run` with `solvers.batched`; one stays as it is.
 
-    prepared: [(content [h, w, 3], data)]; the network's "params" in the data are shared, all else is stacked.
+    prepared: [(content, data)]; the network's "params" in the data are shared, all else is stacked.
     """
     if len(prepared) == 1:
         return prepared[0]
@@ -75,27 +90,38 @@ def stacked(prepared):
     return np.stack(contents), {"params": data[0]["params"]} | jax.tree.map(lambda *x: jnp.stack(x), *rest)
 
 
-def run(solver, prepare, start, *, sizes, steps, margins=None, place=None):
-    """Optimise at each size in turn, `steps` of each: yields (size, picture [h, w, 3], terms) as `solvers.run` does.
+def run(
+    solver: solvers.Solver,
+    prepare: Callable[[Scale], tuple[Any, Any]],
+    start: Callable[[Any], Any],
+    scales: Sequence[Scale],
+    *,
+    place: Callable | None = None,
+) -> Iterator[tuple[Scale, Any, dict]]:
+    """Optimize at each scale in turn: yields (scale, image [h, w, 3], terms) as `solvers.run` does.
 
-    prepare(size) -> (content [h, w, 3], data of the objective); start(content) -> the first picture. With
-    `solvers.batched` all of them have a leading axis of pictures. margins: pixels for each size by which `prepare`
-    has continued its content (`continued`), and which are taken off the picture. place: see `solvers.run`.
+    With `solvers.batched` all images have a leading axis.
+
+    Args:
+        prepare: scale -> (content [h, w, 3] with the scale's margin, data of the objective).
+        start: content of the first scale -> the first image.
+        place: see `solvers.run`.
     """
-    picture: Any = None
+    image: Any = None
     before: Any = None
     data: Any = None
-    for size, count, margin in zip(sizes, steps, margins or [0] * len(sizes), strict=True):
+    for scale in scales:
         del data  # frees the previous size's before the next is made
-        content, data = prepare(size)
-        inner = continued(content, -margin)
+        content, data = prepare(scale)
+        inner = continued(content, -scale.margin)
         if before is None:
-            image = start(content)
+            canvas = start(content)
         elif inner.ndim == 4:
-            image = continued(np.stack([enlarge(*each) for each in zip(picture, before, inner, strict=True)]), margin)
+            each = zip(image, before, inner, strict=True)
+            canvas = continued(np.stack([enlarge(*one) for one in each]), scale.margin)
         else:
-            image = continued(enlarge(picture, before, inner), margin)
-        for _, canvas, terms in solvers.run(solver, image, data, steps=count, place=place):
-            picture = continued(canvas, -margin)
-            yield size, picture, terms
+            canvas = continued(enlarge(image, before, inner), scale.margin)
+        for _, painted, terms in solvers.run(solver, canvas, data, steps=scale.steps, place=place):
+            image = continued(painted, -scale.margin)
+            yield scale, image, terms
         before = inner

@@ -3,18 +3,19 @@
 import contextlib
 import ctypes
 import functools
-import gc
 import json
+import math
 import os
 import re
 import shlex
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import PurePath
+from typing import Literal, get_args
 
-from nstjax import interrupts
+from nstjax import host, interrupts
 from nstjax.errors import InputError, printable
 
 _interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which a caller may have swallowed
@@ -40,7 +41,7 @@ def restore_malloc():
     allocates when it runs.
     """
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10})
-    trim_malloc()
+    host.release_memory()
     _trim_after_compilations()
 
 
@@ -50,16 +51,9 @@ def _trim_after_compilations():
 
     def trim(event: str, duration_secs: float, **kwargs: str | int) -> None:
         if event == "/jax/core/compile/backend_compile_duration" and duration_secs > 0.1:
-            trim_malloc()
+            host.release_memory()
 
     jax.monitoring.register_event_duration_secs_listener(trim)
-
-
-def trim_malloc():
-    """Return all freed memory to the system (glibc; no effect elsewhere)."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mallopt(settings):
@@ -67,6 +61,20 @@ def _mallopt(settings):
         libc = ctypes.CDLL(None)
         for setting, value in settings.items():
             libc.mallopt(setting, value)
+
+
+Precision = Literal["highest", "tf32", "bf16"]
+_PRECISIONS = dict(zip(get_args(Precision), ("highest", "tensorfloat32", "bfloat16"), strict=True))
+
+
+def configure_jax(*, devices: int = 1, precision: Precision | None = None) -> None:
+    """Settings of jax that must come before its first use: a CPU can stand for several devices."""
+    import jax
+
+    if devices > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", devices)
+    if precision:
+        jax.config.update("jax_default_matmul_precision", _PRECISIONS[precision])
 
 
 def cache_compilations():
@@ -106,10 +114,31 @@ def _without_folders(argument):
     return flag + (PurePath(path).name or path)
 
 
-def check_seed(seed: int, flag: str = "--seed") -> None:
+def flag(name: str) -> str:
+    """A parameter's name on the command line: "memory_limit" -> "--memory-limit"."""
+    return "--" + name.replace("_", "-")
+
+
+def check_positive(name: str, value: float | None) -> None:
+    """Raise InputError for an argument that is not a number above 0; None passes."""
+    if value is not None and not 0 < value < math.inf:
+        raise InputError(f"{value}: give a number above 0", argument=name)
+
+
+def check_effect(given: Collection[str], *rules: tuple[str, bool, str]) -> None:
+    """Raise InputError for a flag that was given although it has no effect.
+
+    rules: (flag's name, whether it has no effect, why).
+    """
+    for name, useless, why in rules:
+        if useless and name in given:
+            raise InputError(f"would change nothing ({why}); leave it out", argument=name)
+
+
+def check_seed(seed: int, argument: str = "seed") -> None:
     """Raise InputError for a seed that is not from 0 to 2^32 - 1: jax's and numpy's generators take no others."""
     if not 0 <= seed < 2**32:
-        raise InputError(f"{flag} {seed}: give a number of 0 or more, up to {2**32 - 1}")
+        raise InputError(f"{seed}: give a number of 0 or more, up to {2**32 - 1}", argument=argument)
 
 
 @contextlib.contextmanager
@@ -138,7 +167,10 @@ def refusals(program):
         print(f"{program}: stopped; what was not finished is not saved", file=sys.stderr)
         interrupts.leave(128 + _interrupts[-1])
     if refused is not None:
-        print(f"{program}: {refused}", file=sys.stderr)
+        line = str(refused)
+        if refused.argument is not None:
+            line = flag(refused.argument) + line.removeprefix(refused.argument)
+        print(f"{program}: {line}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -9,13 +9,13 @@ import struct
 import subprocess
 import sys
 import threading
-import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
+from samples import png
 
 from nstjax import images
 from nstjax.errors import InputError
@@ -49,17 +49,6 @@ def refused(call, *args, **kwargs):
         call(*args, **kwargs)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
-
-
-def png(width, height, depth, colour, rows, extra=b""):
-    """A PNG by hand, of sample depths that Pillow does not write."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0))
-    data = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows)))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + data + chunk(b"IEND", b"")
 
 
 # Loading: sizes

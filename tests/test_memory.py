@@ -26,7 +26,7 @@ def needed(scene, **options):
     """Bytes that a refusal names."""
     with pytest.raises(InputError, match=r"needs \d+\.\d\d GB of memory") as refused:
         memory.fit(scene, limit=1e6, **options)
-    assert "--memory-limit" in str(refused.value) and "\n" not in str(refused.value)
+    assert refused.value.argument == "memory_limit" and "\n" not in str(refused.value)
     return 1e9 * float(str(refused.value).split("needs ")[1].split()[0])
 
 

@@ -25,7 +25,7 @@ def picture(seed, shape=(16, 12, 3)):
 
 
 def style(seed, *, weight=1.0, mask=None, region=None):
-    return {"image": picture(seed, (20, 14, 3)), "weight": weight, "mask": mask, "region": region}
+    return objectives.Style(picture(seed, (20, 14, 3)), mask, region, weight)
 
 
 def evaluate(image, styles, *, weights=WEIGHTS, **options):
@@ -37,7 +37,7 @@ def evaluate(image, styles, *, weights=WEIGHTS, **options):
 def test_terms_are_the_losses_times_their_weights():
     image, content, painting = picture(3), picture(0), style(1)
     loss, terms = evaluate(image, [painting])
-    acts, wanted, styled = (features(KERNEL, x) for x in (image, content, painting["image"]))
+    acts, wanted, styled = (features(KERNEL, x) for x in (image, content, painting.image))
     gram = {name: np.mean((losses.gram(acts[name]) - losses.gram(styled[name])) ** 2) for name in acts}
     expected = {
         "content": 2 * np.mean((acts["deep"] - wanted["deep"]) ** 2),
@@ -123,7 +123,7 @@ WASSERSTEIN = {
 def test_strength_of_what_has_no_structure_or_no_difference(case, options):
     content, painting = FLAT[case]
     objective, targets = objectives.neural_style(features, **options)
-    data = jax.jit(targets)(KERNEL, content, [objectives.plain_style(painting)], weights={}, **LAYERS)
+    data = jax.jit(targets)(KERNEL, content, [objectives.Style(painting)], weights={}, **LAYERS)
     data = jax.jit(lambda data, image: objectives.balance(objective, data, image, strength=0.5))(data, content)
     noise = picture(9, content.shape)
     ones = data | {"weights": {"content": 1.0, "style": 1.0}}
@@ -157,7 +157,7 @@ def test_regions_that_share_the_picture_each_want_their_own():
 
     def cost(masks):
         pairs = zip(masks, (left, right), strict=True)
-        styles = [{"image": image, "weight": 1.0, "mask": mask, "region": region} for mask, region in pairs]
+        styles = [objectives.Style(image, mask, region) for mask, region in pairs]
         return float(evaluate(image, styles, weights={"style": 1.0})[0])
 
     assert cost((left, right)) < 1e-9

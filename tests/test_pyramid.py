@@ -18,9 +18,9 @@ def test_sizes_end_at_the_size_and_start_no_smaller_than_asked(size, ratio, smal
 @given(size=st.integers(64, 4096), scales=st.integers(1, 4), work=st.integers(1, 1000), coarse=st.floats(0.1, 2))
 def test_steps_cost_as_much_as_asked(size, scales, work, coarse):
     sizes = pyramid.sizes(size, scales=scales)
-    steps = pyramid.steps(sizes, work, coarse=coarse)
-    assert len(steps) == scales and min(steps) >= 1
-    cost = sum(n * (s / size) ** 2 for n, s in zip(steps, sizes, strict=True))
+    every = pyramid.scales(sizes, work, coarse=coarse)
+    assert [scale.size for scale in every] == sizes and min(scale.steps for scale in every) >= 1
+    cost = sum(scale.steps * (scale.size / size) ** 2 for scale in every)
     assert abs(cost - work) <= sum((s / size) ** 2 for s in sizes) + 1
 
 
@@ -57,7 +57,7 @@ def test_a_style_costs_no_more_than_twice_the_content(short, aspect):
 
 
 def test_one_scale_takes_all_steps():
-    assert pyramid.steps([384], 200) == [200]
+    assert pyramid.scales([384], 200) == (pyramid.Scale(384, 200, 0, 1.0),)
 
 
 def test_enlarging_an_untouched_picture_gives_all_its_detail():
@@ -75,26 +75,29 @@ def test_run_paints_every_size_in_turn():
 
     solver = solvers.lbfgs(objective)
     seen = [
-        (size, picture.shape[0])
-        for size, picture, _ in pyramid.run(
-            solver, lambda size: (contents[size], 0.25), lambda content: content, sizes=[8, 16], steps=[3, 20]
+        (scale.size, image.shape[0])
+        for scale, image, _ in pyramid.run(
+            solver,
+            lambda scale: (contents[scale.size], 0.25),
+            lambda content: content,
+            [pyramid.Scale(8, 3), pyramid.Scale(16, 20)],
         )
     ]
     assert seen == [(8, 8)] * 3 + [(16, 16)] * 20
 
 
 def test_run_starts_a_size_from_the_one_before():
-    def prepare(size):
-        return np.full((size, size, 3), 0.5, np.float32), {"size": size}
+    def prepare(scale):
+        return np.full((scale.size, scale.size, 3), 0.5, np.float32), {"size": scale.size}
 
     def objective(image, data):
         loss = ((image - 0.25) ** 2).sum()
         return loss, {"content": loss}
 
     losses = [
-        (size, terms["loss"])
-        for size, _, terms in pyramid.run(
-            solvers.lbfgs(objective), prepare, lambda content: content, sizes=[8, 16], steps=[20, 1]
+        (scale.size, terms["loss"])
+        for scale, _, terms in pyramid.run(
+            solvers.lbfgs(objective), prepare, lambda content: content, [pyramid.Scale(8, 20), pyramid.Scale(16, 1)]
         )
     ]
     assert losses[0][1] > 1 and losses[-1] == (16, losses[-1][1]) and losses[-1][1] < 1e-3
@@ -113,9 +116,9 @@ def test_coarse_sizes_with_margins_yield_pictures_without():
     """A solver that paints what lies on the margin black never touches the picture."""
     photograph = np.full((16, 16, 3), 0.5, np.float32)
 
-    def prepare(size):
-        shape = (size, size)
-        return pyramid.continued(images.resize(photograph, shape), 4 if size == 16 else 0), {}
+    def prepare(scale):
+        shape = (scale.size, scale.size)
+        return pyramid.continued(images.resize(photograph, shape), scale.margin), {}
 
     def step(image, state, data):
         rim = np.ones(image.shape[:2], np.float32)
@@ -125,8 +128,10 @@ def test_coarse_sizes_with_margins_yield_pictures_without():
 
     solver = solvers.Solver(lambda image, data: (), step)
     shapes = [
-        (size, picture.shape, float(picture.min()))
-        for size, picture, _ in pyramid.run(solver, prepare, lambda c: c, sizes=[16, 32], steps=[1, 1], margins=[4, 0])
+        (scale.size, image.shape, float(image.min()))
+        for scale, image, _ in pyramid.run(
+            solver, prepare, lambda content: content, [pyramid.Scale(16, 1, margin=4), pyramid.Scale(32, 1)]
+        )
     ]
     assert [each[:2] for each in shapes] == [(16, (16, 16, 3)), (32, (32, 32, 3))]
     assert all(least == pytest.approx(0.5, abs=0.01) for *_, least in shapes)

@@ -11,6 +11,8 @@ from nstjax import convolve, losses, weights
 from nstjax.errors import InputError
 from nstjax.features import densenet, resnet, squeezenet, vgg, vit
 
+SOURCES = ("bundled", "keras", "torchvision", "random")  # of weights, beside files
+
 
 class Extractor(NamedTuple):
     """An extractor's function (params, image, **options) -> {layer: activation}, and what goes with it."""

@@ -1,7 +1,6 @@
 """experiments/gatys.py from end to end, at tiny size with a narrow random network, and with every kind of bad input."""
 
 import csv
-import importlib.util
 import json
 import os
 import shlex
@@ -14,11 +13,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tyro
 from PIL import Image
-from test_images import png
+from samples import picture, png
 
-from nstjax import features, images, solvers, stream, terminal, weights
+from nstjax import images, neural_style, solvers, stream, terminal
 from nstjax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -26,52 +24,17 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "experiments" / "gatys.py"
 
 
-@pytest.fixture(scope="module")
-def gatys():
-    spec = importlib.util.spec_from_file_location("gatys", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["gatys"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["gatys"]
-
-
-@pytest.fixture(scope="module")
-def narrow():
-    """Params of a random VGG-19 with few channels."""
-    rng = np.random.default_rng(0)
-    before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
-    for name in weights.shapes("vgg19"):
-        channels = 4 + int(name[4])
-        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
-        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
-        before = channels
-    tree["conv1_1"]["kernel"] *= 50
-    return features.prepare(tree, winograd=False)
-
-
 @pytest.fixture
-def run(gatys, narrow, tmp_path, monkeypatch):
-    """Runs the experiment in this process with a narrow network; returns the picture's path."""
-    monkeypatch.setattr(features, "load", lambda *args, **kwargs: narrow)
+def run(experiment, tmp_path):
+    """Runs the experiment in this process with a narrow network; returns the image's path."""
 
     def run(*flags, output="picture.png", size=48, steps=3):
         path = tmp_path / output
         standard = ["--content", picture(tmp_path / "content.png", 1), "--style", picture(tmp_path / "style.png", 2)]
-        command = [*standard, "--output", path, "--size", size, "--steps", steps, *flags]
-        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, command)])
-        with terminal.refusals("gatys.py"):
-            tyro.cli(gatys.main)
+        experiment("gatys", *standard, "--output", path, "--size", size, "--steps", steps, *flags)
         return path
 
     return run
-
-
-def picture(path, seed, size=(64, 56), mode="RGB"):
-    """A smooth random picture."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
-    return path
 
 
 def rows(path):
@@ -96,7 +59,7 @@ def test_same_seed_same_bytes_and_other_seed_other_picture(run):
     assert not np.array_equal(images.load(run("--init", "noise", "--seed", "4", output="b.png")), images.load(run()))
 
 
-def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
+def test_png_tells_how_to_make_it_again(run, script, monkeypatch, tmp_path):
     path = run("--init", "noise", "--seed", "7")
     before = path.read_bytes()
     assert str(tmp_path).encode() not in before  # names of files, not of folders
@@ -107,7 +70,7 @@ def test_png_tells_how_to_make_it_again(run, gatys, monkeypatch, tmp_path):
     assert {"nstjax", "jax", "jaxlib", "jaxopt", "python"} <= set(json.loads(told["Versions"]))
     path.unlink()
     monkeypatch.setattr(sys, "argv", command[1:])
-    tyro.cli(gatys.main)
+    script("gatys").main()
     assert path.read_bytes() == before
 
 
@@ -211,16 +174,6 @@ def test_a_style_to_start_from_is_cropped_not_stretched(run, tmp_path):
     assert np.abs(images.load(path) - whole[27:69]).mean() < 0.02
 
 
-@pytest.mark.parametrize("init", ["style", "file"])
-def test_a_start_lies_inside_the_margin_of_a_wider_canvas(gatys, tmp_path, init):
-    path = picture(tmp_path / "start.png", 3)
-    job = gatys.Job(path, (path,), 1.0, 0)
-    content = np.zeros((56 + 20, 64 + 20, 3), np.float32)
-    first = gatys.first_picture(job, content, init=path if init == "file" else init, margin=10)
-    assert first.shape == content.shape
-    np.testing.assert_array_equal(first[10:-10, 10:-10], images.load(path))
-
-
 def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
     # Without averaging, whose result is not the picture of the last loss.
     flags = ["--preset", "gatys", "--scales", "1"]
@@ -231,67 +184,7 @@ def test_a_run_goes_on_from_a_saved_picture(run, tmp_path):
     assert b[-1]["loss"] < b[0]["loss"]
 
 
-# --- many pictures, large pictures, many devices
-
-
-def test_a_grid_paints_every_combination(run, tmp_path):
-    contents = [picture(tmp_path / f"photo{i}.png", i) for i in (1, 6)] + [picture(tmp_path / "tall.png", 7, (56, 64))]
-    styles = [picture(tmp_path / f"s{i}.png", 10 + i) for i in (1, 2)]
-    lists = ["--content", *contents, "--style", *styles, "--seed", "1", "2", "--init", "noise"]
-    sheet = images.load(run("--grid", *lists, output="sheet.png"))
-    each = sorted(path.name for path in tmp_path.glob("sheet-*.png"))
-    expected = [f"sheet-{c.stem}-{s.stem}-seed{seed}.png" for c in contents for s in styles for seed in (1, 2)]
-    assert each == sorted(expected)
-    assert sheet.shape[0] > 3 * 256 and sheet.shape[1] > 4 * 256
-    one = ["--content", contents[1], "--style", styles[0], "--seed", "2", "--init", "noise"]
-    alone = images.load(run(*one, output="alone.png"))
-    together = images.load(tmp_path / "sheet-photo6-s1-seed2.png")
-    others = [images.load(tmp_path / name) for name in each if name != "sheet-photo6-s1-seed2.png"]
-    error = np.abs(alone - together).mean()
-    assert error < 1 / 255
-    assert all(error < 0.1 * np.abs(alone - other).mean() for other in others if other.shape == alone.shape)
-
-
-def test_pictures_of_a_grid_have_names_of_their_own(run, tmp_path):
-    for folder in "ab":
-        (tmp_path / folder).mkdir()
-    contents = [picture(tmp_path / f"{name}.png", i) for i, name in enumerate(("a/x", "b/x", "b/X-s", "b/x-2"))]
-    styles = [picture(tmp_path / f"{name}.png", 10 + i) for i, name in enumerate(("a/s", "b/s-s"))]
-    weights = ["--style-weight", "1", "1.0000001", "1.0000001"]
-    run("--grid", "--content", *contents, "--style", *styles, *weights, output="out/sheet.png", steps=1)
-    names = [path.name.lower() for path in (tmp_path / "out").iterdir()]
-    assert len(names) == len(set(names)) == 1 + 4 * 2 * 2
-    assert {"sheet-x-s-weight1.png", "sheet-x-3-s-s-weight1.0000001.png"} <= set(names)
-
-
-def test_weights_in_a_grid(run, tmp_path):
-    run("--grid", "--style-weight", "0", "1", output="sheet.png", steps=8)
-    weak, strong = (images.load(tmp_path / f"sheet-weight{w}.png") for w in (0, 1))
-    photograph = images.load(tmp_path / "content.png", size=48)
-    assert np.abs(weak - photograph).mean() < np.abs(strong - photograph).mean()
-
-
-def test_a_second_picture_of_the_same_shape_compiles_nothing(run, tmp_path):
-    compiled = []
-
-    def listen(event, duration, **_):
-        if event.endswith("backend_compile_duration"):
-            compiled.append(event)
-
-    contents = [picture(tmp_path / f"photo{i}.png", i) for i in range(8)]
-    counts = []
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        for some in (contents[:4], contents):
-            jax.clear_caches()
-            compiled.clear()
-            run("--grid", "--content", *some, "--scales", "1", output="sheet.png")
-            counts.append(len(compiled))
-    finally:
-        # Before jax 0.8 it stays, and fills a list that nobody reads.
-        getattr(jax.monitoring, "unregister_event_duration_listener", lambda listener: None)(listen)
-    assert counts[0] > 0
-    assert counts[1] == counts[0]
+# --- large images, many devices
 
 
 def test_strips_paint_the_same_picture(run, monkeypatch):
@@ -385,17 +278,9 @@ BAD = {
     ),
     "frames over the output": lambda d: (["--frames", d, "--output", d / "00001.jpg"], "00001.jpg: other outputs"),
     "frames under the output": lambda d: (["--frames", d / "a.png", "--output", d / "a.png"], "a.png: would be both"),
-    "grid over the content": lambda d: (
-        ["--content", picture(d / "picture-s.png", 1), "--style", picture(d / "s.png", 1), d / "style.png", "--grid"],
-        "picture-s.png: is an input",
-    ),
     "device as output": lambda d: (["--output", linked(d / "null.png", Path("/dev/null"))], "null.png: is a device"),
     "pipe as output": lambda d: (["--output", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
     "long output": lambda d: (["--output", d / f"{252 * 'a'}.png"], "too long"),
-    "long names in a grid": lambda d: (
-        ["--grid", "--content", *(picture(d / f"{250 * c}.png", 1) for c in "ab")],
-        "too long",
-    ),
     "long curve": lambda d: (["--curve", d / f"{252 * 'a'}.csv"], "too long"),
     "pipe as content": lambda d: (["--content", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
     "pipe as style": lambda d: (["--style", pipe(d / "pipe.png")], "pipe.png: is a FIFO"),
@@ -408,7 +293,7 @@ BAD = {
     ),
     "style mask of another aspect": lambda d: (["--style-mask", picture(d / "m.png", 1, (56, 64))], "m.png: --style-m"),
     "start of another aspect": lambda d: (["--init", picture(d / "m.png", 1, (64, 58))], "m.png: --init"),
-    "negative seed": lambda d: (["--init", "noise", "--seed", "-1"], "--seed -1"),
+    "negative seed": lambda d: (["--init", "noise", "--seed", "-1"], "--seed: -1"),
     "large seed": lambda d: (["--init", "noise", "--seed", str(2**70)], "--seed"),
     "seed of nothing": lambda d: (["--seed", "0"], "--seed"),
     "frames-every without frames": lambda d: (["--frames-every", "5"], "--frames-every"),
@@ -428,9 +313,6 @@ BAD = {
     "blend of another length": lambda d: (["--style-blend", "1", "2"], "--style-blend"),
     "blend of nothing": lambda d: (["--style-blend", "0"], "--style-blend"),
     "curve of another kind": lambda d: (["--curve", d / "curve.txt"], "--curve"),
-    "several contents": lambda d: (["--content", "a.png", "b.png"], "--grid"),
-    "several weights": lambda d: (["--style-weight", "1", "2"], "--grid"),
-    "frames of a grid": lambda d: (["--grid", "--frames", d / "frames"], "--frames"),
     "no memory": lambda d: (["--memory-limit", "0.1"], "--memory-limit"),
     "too large to decode": lambda d: (["--content", huge(d / "huge.png"), "--memory-limit", "1"], "huge.png"),
     "no devices": lambda d: (["--devices", "0"], "--devices"),
@@ -452,12 +334,12 @@ def test_bad_input_is_refused_in_one_line(run, tmp_path, capsys, case):
 
 
 @pytest.mark.parametrize("weights", ["none.safetensors", "none.xyz"])
-def test_bad_weights_are_refused_in_one_line(gatys, tmp_path, capsys, monkeypatch, weights):
+def test_bad_weights_are_refused_in_one_line(script, tmp_path, capsys, monkeypatch, weights):
     monkeypatch.setattr(
         sys, "argv", ["gatys.py", "--weights", str(tmp_path / weights), "--output", str(tmp_path / "a.png")]
     )
     with pytest.raises(SystemExit) as stop, terminal.refusals("gatys.py"):
-        tyro.cli(gatys.main)
+        script("gatys").main()
     assert stop.value.code == 2 and weights in capsys.readouterr().err
 
 
@@ -467,16 +349,15 @@ def test_unknown_flag_exits_with_2():
 
 
 @pytest.mark.parametrize("size", [(1600, 40), (40, 1600)])
-def test_a_panorama_is_painted_beside_a_style_of_its_area(run, gatys, monkeypatch, tmp_path, size):
+def test_a_panorama_is_painted_beside_a_style_of_its_area(run, monkeypatch, tmp_path, size):
     shapes = []
-    load_styles = gatys.load_styles
+    prepared = neural_style._prepared
 
-    def spied(*args, **options):
-        styles = load_styles(*args, **options)
-        shapes.extend(style["image"].shape for style in styles)
-        return styles
+    def spied(job, *args):
+        shapes.extend(style.image.shape for style in neural_style._styles(job, *args[:3]))
+        return prepared(job, *args)
 
-    monkeypatch.setattr(gatys, "load_styles", spied)
+    monkeypatch.setattr(neural_style, "_prepared", spied)
     content = picture(tmp_path / "panorama.png", 3, size=size)
     style = picture(tmp_path / "long.png", 4, size=(360, 40))
     path = run("--content", content, "--style", style, picture(tmp_path / "b.png", 5), size=1600, steps=1)

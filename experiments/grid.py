@@ -1,0 +1,172 @@
+"""Paint every combination of photos, paintings, seeds and style weights, and a labeled sheet of them all.
+
+    python experiments/grid.py --content a.jpg b.jpg --style c.jpg d.jpg --output grid.png
+    python experiments/grid.py --style-weights 0.1 1 10 --output weights.png
+
+Images of one shape are painted together by one compiled program. The single images lie beside the sheet.
+"""
+
+from nstjax import interrupts
+
+if __name__ == "__main__":
+    interrupts.end_quietly()  # before the imports that take seconds
+
+import functools
+import itertools
+import math
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from nstjax import command, features, files, images, losses, memory, neural_style, plots, recipes, terminal, weights
+from nstjax.errors import printable
+
+
+class Flags(NamedTuple):
+    """Paint every combination of photos, paintings, seeds and style weights, and a labeled sheet of them all."""
+
+    content: tuple[Path, ...] = (images.PICTURES / "astronaut.jpg",)
+    """the photos."""
+    style: tuple[Path, ...] = (images.PICTURES / "gale.jpg",)
+    """the paintings."""
+    seeds: tuple[int, ...] = (0,)
+    """of --init noise."""
+    style_weights: tuple[float, ...] = ()
+    """of the style loss; by default that of the recipe."""
+    output: Path = Path("grid.png")
+    """the sheet to write: .png, .jpg, .webp, .tif or .bmp."""
+    preset: Literal["fast", "gatys", "quality"] = "fast"
+    """fast (Wasserstein pyramid), quality (more sizes, five times the steps) or gatys (his notebook)."""
+    size: int = 512
+    """long side of the images in pixels."""
+    init: Literal["content", "noise", "gray", "style"] = "content"
+    """the start: the photo, noise, gray, or the painting's middle, in the photo's aspect."""
+    weights: str = "bundled"
+    """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
+    distance: Literal["mse", "charbonnier"] = "mse"
+    """of activations and Gram matrices."""
+    metadata: bool = True
+    """keep in the sheet the command that made it (files without their folders) and the versions of what ran it."""
+    machine: command.Machine = command.Machine()
+    recipe: recipes.Recipe = recipes.Recipe()
+
+
+class Cell(NamedTuple):
+    """One image of the grid."""
+
+    content: Path
+    style: Path
+    style_weight: float
+    seed: int
+
+
+def main() -> None:
+    flags, given = command.parse(Flags)
+    recipe = recipes.compared_by(command.recipe(flags, given), getattr(losses, flags.distance))
+    terminal.check_positive("size", flags.size)
+    for seed in flags.seeds:
+        terminal.check_seed(seed, "seeds")
+    for weight in flags.style_weights:
+        recipes.check(recipe._replace(style_weight=weight), given=given)
+    useless = ("seeds", flags.init != "noise", "only for --init noise, as nothing else is random")
+    terminal.check_effect(given, useless, ("style_weights", recipe.strength is not None, "--strength sets them"))
+    weights_of_style = flags.style_weights or (recipe.style_weight,)
+    every = itertools.product(flags.content, flags.style, weights_of_style, flags.seeds)
+    labels = labels_of(list(dict.fromkeys(Cell(*each) for each in every)))
+    paths = paths_of(flags.output, labels)
+    for path in (flags.output, *paths.values()):
+        images.check_writable(path)
+    own = [flags.weights] if flags.weights not in features.SOURCES else []
+    inputs = [*flags.content, *flags.style, *own, *weights.bundled_files()]
+    files.check_outputs([flags.output, *paths.values()], inputs)
+    paint(flags, recipe, labels, paths)
+
+
+def load(flags, recipe, cells, limit, devices):
+    """({cell: its `neural_style.Job`}, budget); each file is decoded once."""
+    shapes = {path: images.shape(path, size=flags.size) for path in flags.content}
+    shapes = {path: (h // devices * devices, w) for path, (h, w) in shapes.items()}
+    largest = max(shapes.values(), key=math.prod)
+    sizes = {path: recipes.style_size(recipe, images.shape(path), largest) for path in flags.style}
+    reading = max(images.reading_bytes(path, size=flags.size) for path in (*flags.content, *flags.style))
+    held = {"results": len(cells) + len(shapes), "reading": reading, "limit": limit, "devices": devices}
+    budget = neural_style.budget(recipe, largest, [images.shape(max(sizes, key=sizes.__getitem__))], **held)
+    read = functools.partial(images.load, limit=memory.for_images(limit))
+    contents = {path: read(path, size=shape, minimum=recipes.MINIMUM) for path, shape in shapes.items()}
+    styles = {path: read(path, size=size, minimum=recipes.STYLE_MINIMUM) for path, size in sizes.items()}
+
+    def job(cell):
+        return neural_style.Job(contents[cell.content], [styles[cell.style]], flags.init, cell.seed, cell.style_weight)
+
+    return {cell: job(cell) for cell in cells}, budget
+
+
+def paint(flags, recipe, labels, paths):
+    """Paint all cells, and save each image and the sheet: as far as it got, if it ends early."""
+    limit, devices = command.start(flags.machine)
+    jobs, budget = load(flags, recipe, list(labels), limit, devices)
+    command.keep_within(limit, budget)
+    usual = images.load(images.PICTURES / "astronaut.jpg", size=256)
+    params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
+    done: dict[Cell, np.ndarray] = {}
+    # Open until all is saved, so that a signal cannot lose what was painted; a second one can.
+    with terminal.stop_signals() as stopped:
+        for some in neural_style.batches(jobs, together=budget.together):
+            scales = neural_style.schedule(recipe, jobs[some[0]].content.shape[:2])
+            how = {"preset": recipe, "params": params, "budget": budget, "devices": devices}
+            painting = neural_style.paint_batch([jobs[cell] for cell in some], **how)
+            label = f"{len(done)} of {len(jobs)} done: "
+            for progress, rows, ending in command.watch(painting, scales, stopped, label=label):  # noqa: B007
+                pass  # what counts is where it ends
+            now = dict(zip(some, progress.image, strict=True))
+            for cell, image in now.items():
+                images.save(paths[cell], image)
+            done |= now
+            if ending:
+                break
+        about = command.provenance() if flags.metadata else None
+        images.save(flags.output, sheet(done, labels), metadata=about)
+    loss = np.mean(rows[-1]["loss"])
+    print(f"{ending}saved {printable(flags.output)} and {len(done)} images beside it, loss {loss:.4g}")
+    command.finish(ending, stopped)
+
+
+def labels_of(cells):
+    """{cell: what sets it apart from the others}, all different."""
+    contents, styles, weights, seeds = (list(dict.fromkeys(values)) for values in zip(*cells, strict=True))
+    titles = (
+        files.distinct([path.stem for path in contents]),
+        files.distinct([path.stem for path in styles]),
+        [f"weight {weight:g}" if float(f"{weight:g}") == weight else f"weight {weight!r}" for weight in weights],
+        [f"seed {seed}" for seed in seeds],
+    )
+    every = list(zip((contents, styles, weights, seeds), titles, strict=True))
+
+    def label(cell):
+        parts = [title[values.index(value)] for (values, title), value in zip(every, cell, strict=True) if values[1:]]
+        return ", ".join(parts) or cell.content.stem
+
+    return {cell: label(cell) for cell in cells}
+
+
+def paths_of(output, labels):
+    """{cell: the path of its image}, beside the sheet and all different."""
+    names = files.distinct([label.replace(", ", "-").replace(" ", "") for label in labels.values()])
+    return {
+        cell: output.with_name(f"{output.stem}-{name}{output.suffix}") for cell, name in zip(labels, names, strict=True)
+    }
+
+
+def sheet(done, labels):
+    """A contact sheet: a row for each photo, labeled."""
+    contents = list(dict.fromkeys(cell.content for cell in labels))
+    rows = [[cell for cell in labels if cell.content == content] for content in contents]
+    return plots.contact_sheet([[(done.get(cell), printable(labels[cell])) for cell in row] for row in rows])
+
+
+if __name__ == "__main__":
+    terminal.tune_malloc()
+    terminal.cache_compilations()
+    with terminal.refusals("grid.py"):
+        main()

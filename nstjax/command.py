@@ -1,0 +1,146 @@
+"""What commands that paint share: flags whose defaults depend on a preset, the machine's flags, and progress."""
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import platform
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+import nstjax
+from nstjax import images, memory, pyramid, recipes, terminal
+from nstjax.errors import InputError
+from nstjax.neural_style import Progress
+from nstjax.recipes import PRESETS, Recipe
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+
+
+class Machine(NamedTuple):
+    """What a command may use of the computer."""
+
+    memory_limit: float | None = None
+    """gigabytes to use; by default 0.7 of what is free. Large images are computed in strips."""
+    devices: int = 1
+    """split the image's rows over so many devices."""
+    precision: terminal.Precision | None = None
+    """of products on GPU and TPU; by default the device's own."""
+
+
+def start(machine: Machine) -> tuple[float, int]:
+    """Configure jax, before its first use, for a machine's flags; returns (bytes to use, devices)."""
+    terminal.check_positive("memory_limit", machine.memory_limit)
+    terminal.check_positive("devices", machine.devices)
+    terminal.configure_jax(devices=machine.devices, precision=machine.precision)
+    return machine.memory_limit * 1e9 if machine.memory_limit else 0.7 * memory.available(), machine.devices
+
+
+def parse(kind: type) -> tuple[Any, dict[str, Any]]:
+    """Parse the command line into `kind`, a NamedTuple of flags whose field `recipe` starts as that of --preset.
+
+    Returns the flags, and {name: value} of those that were given.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--preset", default="fast")
+    preset = first.parse_known_args()[0].preset
+    default = kind(recipe=PRESETS.get(preset, PRESETS["fast"]))
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
+    flags = tyro.cli(kind, default=default, description=kind.__doc__, config=config)
+    named = {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
+    every = {**flags._asdict(), **flags.machine._asdict(), **flags.recipe._asdict()}
+    return flags, {name: value for name, value in every.items() if name in named}
+
+
+def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
+    """The validated recipe of `parse`'s flags."""
+    changes = {name: value for name, value in given.items() if name in Recipe._fields}
+    return recipes.changed(flags.preset, changes)
+
+
+def keep_within(limit: float, budget: memory.Budget, chosen: str = "") -> None:
+    """Set the allocator for a budget, and print what was chosen, if anything, to stay within `limit` bytes."""
+    if not budget.tuned:
+        terminal.restore_malloc()
+    if chosen:
+        print(f"{limit / 1e9:.1f} GB of memory: {chosen}")
+
+
+def watch(
+    painting: Iterator[Progress],
+    scales: Sequence[pyramid.Scale],
+    stopped: Callable[[], str | None],
+    *,
+    label: str = "",
+) -> Iterator[tuple[Progress, list[dict], str]]:
+    """Show a painting's progress as a bar: yields (progress, a row of numbers for each step so far, ending).
+
+    ending: why it ended early, as the start of a sentence, else ""; the state then is that of the last good step.
+    Raises InputError if it ended before the first.
+
+    Args:
+        stopped: returns the name of a signal that asks to stop (`terminal.stop_signals`).
+        label: what the bar begins with.
+    """
+    rows: list[dict[str, Any]] = []
+    progress: Any = None
+    ending = ""
+    following = dict(zip(itertools.accumulate(scale.steps for scale in scales), scales[1:], strict=False))
+    # The bar counts work, so that the time left is right.
+    bar = tqdm(total=1.0, desc=f"{label}{scales[0].size} px, compiling", bar_format=BAR, dynamic_ncols=True)
+    with bar:
+        try:
+            for progress in painting:
+                seconds = bar.format_dict["elapsed"]
+                rows.append({"evaluations": progress.step, "seconds": seconds, "size": progress.size} | progress.terms)
+                loss = np.mean(progress.terms["loss"])
+                what = f"{progress.size} px, step {progress.step} of {progress.total}, loss {loss:.4g}"
+                if progress.step in following:
+                    what = f"{following[progress.step].size} px, compiling"
+                bar.set_description(label + what, refresh=False)
+                bar.set_postfix_str(f"{_rate(rows):.2f} steps/s", refresh=False)
+                bar.update(progress.work - bar.n)
+                if stopped():
+                    ending = f"stopped by {stopped()} at step {progress.step} of {progress.total}: "
+                yield progress, rows, ending
+                if ending:
+                    return
+        except FloatingPointError as error:
+            ending = f"stopped at step {len(rows)}, {error} ({_advice(rows)}): "
+    if progress is None:
+        raise InputError(f"{ending}there is no image to save")
+    if ending:
+        yield progress, rows, ending
+
+
+def _rate(rows, window=10):
+    """Steps a second, over the last few."""
+    recent = rows[-window:]
+    return (len(recent) - 1) / max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
+
+
+def _advice(rows):
+    """What to try after a run whose loss failed: its steps are to blame only if it was finite before them."""
+    if any(np.isfinite(row["loss"]).all() for row in rows if row["size"] == rows[-1]["size"]):
+        return "try another --optimizer or a lower --learning-rate"
+    return "it never was finite at this size: check --weights, and lower the weights of the losses"
+
+
+def finish(ending: str, stopped: Callable[[], str | None]) -> None:
+    """Exit with 130 or 143 after a signal, with 1 after another early ending; return otherwise."""
+    if ending or stopped():
+        sys.exit({"SIGINT": 130, "SIGTERM": 143}.get(stopped() or "", 1))
+
+
+def provenance() -> dict[str, str]:
+    """Metadata for an image: what it takes to make it again, the command and the versions of what ran it."""
+    packages = ("jax", "jaxlib", "jaxopt", "optax", "numpy", "pillow")
+    versions = {"nstjax": nstjax.__version__, "python": platform.python_version()} | {
+        name: importlib.metadata.version(name) for name in packages
+    }
+    return images.MARK | {"Command": terminal.command(sys.argv), "Versions": json.dumps(versions)}

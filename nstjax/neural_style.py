@@ -1,0 +1,377 @@
+"""Neural style transfer by optimizing the pixels of an image: arrays in, arrays out, one step after another.
+
+    for progress in neural_style.paint(content, [style], preset="fast", strength=0.5):
+        print(progress.step, progress.terms["loss"])
+    images.save("stylized.png", progress.image)
+
+Gatys 2015 (arXiv 1508.06576) with what came after it: a pyramid of sizes, Wasserstein distances, color preservation,
+masks, blends, and images beyond memory. `nstjax.recipes` says how an image is painted.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import numpy as np
+
+from nstjax import color, features, host, images, memory, objectives, pyramid, recipes, solvers, stream
+from nstjax.errors import InputError
+from nstjax.features import vgg
+from nstjax.objectives import Style
+from nstjax.recipes import PRESETS, Recipe, schedule, style_size
+from nstjax.typing import Image, Images
+
+__all__ = ["PRESETS", "Job", "Progress", "Recipe", "Style", "budget", "paint", "paint_batch", "schedule"]
+
+Start = Literal["content", "noise", "gray", "style"]
+Pair = tuple[Callable, Callable]  # (objective, targets), as `objectives.neural_style` returns them
+
+
+class Job(NamedTuple):
+    """One image of a batch."""
+
+    content: Image
+    styles: Sequence[Image | Style]
+    init: str | Image = "content"  # or one of `Start`
+    seed: int = 0
+    style_weight: float | None = None  # by default the recipe's
+
+
+class Progress(NamedTuple):
+    """The state after a step; of a batch, `image` has a leading axis and every term is a list."""
+
+    image: Image | Images  # the image so far, at its size
+    size: int  # its long side in pixels
+    step: int  # steps so far, at all sizes
+    total: int  # steps in all
+    work: float  # the part of the work that is done, 0 to 1: a step at half the size is a quarter of a step
+    terms: dict[str, Any]  # "loss", its terms by name, and "failures" (`solvers.Solver`)
+
+
+def paint(
+    content: Image,
+    styles: Sequence[Image | Style],
+    *,
+    preset: str | Recipe = "fast",
+    init: str | Image = "content",
+    seed: int = 0,
+    params: Any = None,
+    extract: Callable | None = None,
+    objective: Pair | None = None,
+    memory_limit: float | None = None,
+    budget: memory.Budget | None = None,
+    devices: int = 1,
+    **changes: Any,
+) -> Iterator[Progress]:
+    """Paint a content image in the styles of others; yields a `Progress` after each step.
+
+    Args:
+        content: its long side is the stylized image's.
+        styles: one or several, which are blended, or painted each into its region. Their own sizes do not matter.
+        preset: a recipe, or the name of one of `PRESETS`.
+        init: the image to start from: content, noise (of the seed), gray, style (its middle, in the content's aspect),
+            or an image of the content's aspect, such as an earlier result.
+        params: of the network; by default the bundled weights (`features.load`).
+        extract: another extractor, (params, image [H, W, 3]) -> {layer: [h, w, C]}, with its own `params` and layers
+            in the recipe. All its features are in memory at once.
+        objective: other losses, as a pair (objective, targets) such as `objectives.neural_style` returns.
+        memory_limit: bytes that the process may use; by default 0.7 of what is free. Large images are computed in
+            strips of rows. budget: how to stay within it, if it is known already (`memory.fit`).
+        devices: split the image's rows over so many devices; the height is rounded down to a multiple of them.
+        changes: fields of the recipe to change, such as steps=100 or strength=0.5.
+
+    Raises:
+        InputError: before the first step, for arguments out of range, contradictory, or without effect, and where the
+            memory does not suffice.
+        FloatingPointError: when the loss is not finite, or has failed ten times in a row. The image yielded last is
+            then the last good one.
+    """
+    job = Job(content, styles, init, seed)
+    return _paint([job], preset, params, extract, objective, memory_limit, budget, devices, changes)
+
+
+def paint_batch(
+    jobs: Sequence[Job],
+    *,
+    preset: str | Recipe = "fast",
+    params: Any = None,
+    memory_limit: float | None = None,
+    budget: memory.Budget | None = None,
+    devices: int = 1,
+    **changes: Any,
+) -> Iterator[Progress]:
+    """Paint several images of one shape together, by one compiled program; otherwise as `paint`.
+
+    Yields a `Progress` after each step, whose `image` is [N, H, W, 3] in the order of the jobs. Raises InputError also
+    for content images of different shapes.
+    """
+    painted = _paint(jobs, preset, params, None, None, memory_limit, budget, devices, changes)
+    if len(jobs) > 1:
+        return painted
+    return (
+        each._replace(image=each.image[None], terms={name: [value] for name, value in each.terms.items()})
+        for each in painted
+    )
+
+
+def batches(jobs: Mapping[Any, Job], *, together: int) -> list[list[Any]]:
+    """The keys of jobs in groups for `paint_batch`: of one shape, `together` at most, and on CPU four.
+
+    Of one shape all groups have the same size, the last filled up with its last job, so that they are compiled once.
+    """
+    by_shape: dict[tuple, list] = {}
+    for key, job in jobs.items():
+        by_shape.setdefault(np.shape(job.content), []).append(key)
+    most = max(1, min(together, 4 if jax.default_backend() == "cpu" else 64))
+    return [group for keys in by_shape.values() for group in memory.groups(keys, most)]
+
+
+def budget(
+    recipe: Recipe,
+    content: tuple[int, int],
+    styles: Sequence[tuple[int, int]],
+    *,
+    limit: float | None = None,
+    devices: int = 1,
+    regions: int = 0,
+    results: int = 1,
+    reading: float = 0,
+) -> memory.Budget:
+    """How `paint` stays within a memory limit; known before an image is decoded.
+
+    Args:
+        content: (height, width) of the stylized image. styles: those of the style images, of which the aspect counts.
+        limit: bytes that the process may use (on a GPU or TPU, of each device's memory); by default 0.7 of what is
+            free.
+        regions: how many of the styles have one. results: stylized images that are kept until the end.
+        reading: bytes that reading a file takes for a moment (`images.reading_bytes`).
+
+    Raises:
+        InputError: where the memory does not suffice; it says how much would.
+    """
+    limit = limit or 0.7 * memory.available()
+    shared = jax.default_backend() == "cpu"  # its devices share one memory
+    scene = memory.Scene(
+        shape=content,
+        network=recipe.network,
+        content_layers=recipe.content_layers,
+        style_layers=recipe.style_layers,
+        styles=tuple(_at(style, style_size(recipe, style, content)) for style in styles),
+        regions=regions,
+        results=results,
+        reading=reading,
+        scales=len(schedule(recipe, content)),
+    )
+    return memory.fit(scene, limit=limit if shared else devices * limit, devices=devices)
+
+
+def describe(recipe: Recipe, shape: tuple[int, int], budget: memory.Budget, *, devices: int = 1) -> str:
+    """What a budget makes of an image of shape (H, W), in words, or "" if it spares nothing."""
+    plan = stream.plan((*shape, 3), recipe.layers, limit=budget.network)
+    if budget.history == memory.HISTORY and (devices > 1 or not any(segment.rows for segment in plan)):
+        return ""
+    return f"{stream.describe(plan)}; L-BFGS remembers {budget.history} steps"
+
+
+def _paint(jobs, preset, init_params, extract, pair, memory_limit, known, devices, changes):
+    """Validate everything, then return the generator of `_steps`."""
+    jobs = [_checked(job) for job in jobs]
+    shape = jobs[0].content.shape[:2]
+    if any(job.content.shape[:2] != shape for job in jobs):
+        raise InputError("the content images have different shapes; paint those of each shape apart", argument="jobs")
+    layers = None
+    if extract is not None:
+        if init_params is None:
+            raise InputError("missing: give those of your own extractor", argument="params")
+        layers = tuple(jax.eval_shape(extract, init_params, jobs[0].content))
+    recipe = recipes.changed(preset, changes, layers=layers)
+    scales = schedule(recipe, shape)
+    if known is None and extract is None:
+        styles = [style.image.shape[:2] for job in jobs for style in job.styles]
+        regions = sum(style.region is not None for job in jobs for style in job.styles)
+        more = {"devices": devices, "regions": regions, "results": len(jobs)}
+        known = budget(recipe, shape, styles, limit=memory_limit, **more)
+    known = known or memory.Budget(memory.HISTORY, math.inf, len(jobs), compact=False, tuned=True)
+    mesh = stream.mesh(devices) if devices > 1 else None
+    params = init_params
+    if params is None:
+        params = features.load(recipe.network, layers=recipe.layers, compact=known.compact)
+    program = _program(recipe, scales[-1].steps, known.history, known.network, mesh, extract, pair)
+    return _steps(jobs, recipe, scales, program, params, mesh, scarce=not known.tuned)
+
+
+def _checked(job):
+    """A job whose images are float32 arrays and whose styles are `Style`s. Raises InputError for what cannot be."""
+    content = _image(job.content, "content")
+    styles = [style if isinstance(style, Style) else Style(style) for style in job.styles]
+    if not styles:
+        raise InputError("none is given; give at least one", argument="styles")
+    if not all(0 <= style.weight < math.inf for style in styles) or not any(style.weight for style in styles):
+        raise InputError("give weights that are not negative, and not all 0", argument="styles")
+    if len({style.region is None for style in styles}) > 1:
+        raise InputError("give a region for each, or none", argument="styles")
+    for style in styles:
+        for mask, like, what in ((style.mask, style.image, "mask"), (style.region, content, "region")):
+            if mask is not None and not (np.ndim(mask) == 2 and images.same_aspect(np.shape(mask), like.shape[:2])):
+                raise InputError(f"a {what} is [H, W], of the aspect of its image", argument="styles")
+    styles = [style._replace(image=_image(style.image, "styles")) for style in styles]
+    init = job.init
+    if isinstance(init, str):
+        if init not in get_args(Start):
+            raise InputError(f"no {init!r}; give an image, or one of {', '.join(get_args(Start))}", argument="init")
+    elif not images.same_aspect(_image(init, "init").shape[:2], content.shape[:2]):
+        raise InputError("has another aspect than the content image; crop it", argument="init")
+    if not 0 <= job.seed < 2**32:
+        raise InputError(f"{job.seed}: give a number of 0 or more, up to {2**32 - 1}", argument="seed")
+    if job.style_weight is not None and not 0 <= job.style_weight < math.inf:
+        raise InputError(f"{job.style_weight}: give a number that is not negative", argument="style_weight")
+    return job._replace(content=content, styles=styles)
+
+
+def _image(image, argument):
+    """An image as float32 [H, W, 3]. Raises InputError for anything else than an image in [0, 1]."""
+    array = np.asarray(image)
+    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype.kind != "f":
+        what = f"not {array.dtype} {list(array.shape)}; see nstjax.images.load"
+        raise InputError(f"an image is float [H, W, 3] in [0, 1], {what}", argument=argument)
+    if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
+        raise InputError(f"values from {array.min():.4g} to {array.max():.4g}: give 0 to 1", argument=argument)
+    return array.astype(np.float32)
+
+
+class _Program(NamedTuple):
+    """What is compiled for a recipe."""
+
+    solver: solvers.Solver
+    together: solvers.Solver  # the same for several images at once
+    targets: Callable  # (params, content, styles, ...) -> the objective's data without the params
+    balance: Callable  # (data, content, strength=..., ratio=...) -> the weights of the terms
+
+
+@functools.lru_cache(8)  # so that several images of one shape, painted one after another, are compiled once
+def _program(recipe, steps, history, network_bytes, mesh, extract, pair):
+    """The `_Program` of a recipe whose last size takes `steps` steps."""
+    measure = None
+    if extract is None:
+        look: dict[str, Any] = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[recipe.pooling]}
+        look["edge"] = "replicate"
+        extract = partial(features.EXTRACTORS[recipe.network].features, **look)
+        measure = partial(stream.measure, plan=partial(stream.plan, limit=network_bytes), mesh=mesh, **look)
+    objective, targets = pair or objectives.neural_style(
+        extract, measure=measure, content_distance=recipe.content_distance, **recipe.style_loss._asdict()
+    )
+
+    # A compiled function copies what it only passes on: the parameters stay outside.
+    @jax.jit
+    def targets_of(*args, **kwargs):
+        return {name: each for name, each in targets(*args, **kwargs).items() if name != "params"}
+
+    @jax.jit
+    def balance(*args, **kwargs):
+        return objectives.balance(objective, *args, **kwargs)["weights"]
+
+    solver = recipes.solver(recipe, objective, steps=steps, history=history)
+    return _Program(solver, solvers.batched(solver), targets_of, balance)
+
+
+def _steps(jobs, recipe, scales, program, params, mesh, *, scarce):
+    """Paint jobs at one scale after another: yields a `Progress` after each step."""
+    several, devices = len(jobs) > 1, 1 if mesh is None else mesh.size
+    apart, together = (list, np.stack) if several else (lambda image: [image], lambda images: images[0])
+    contents: list[np.ndarray] = []  # at the size that is painted
+
+    def prepare(scale):
+        if scarce:  # each size's compiled programs would stay until the end
+            jax.clear_caches()
+            host.release_memory()
+        h, w = _at(jobs[0].content.shape, scale.size)
+        contents[:] = [_resized(job.content, (h // devices * devices, w)) for job in jobs]
+        styled = recipe.style_weight > 0 or any(job.style_weight for job in jobs)
+        pairs = zip(jobs, contents, strict=True)
+        return pyramid.stacked([_prepared(*each, scale.margin, recipe, program, params, styled) for each in pairs])
+
+    def start(canvases):
+        firsts = [_first(*each, scales[0].margin) for each in zip(jobs, apart(canvases), strict=True)]
+        return together(firsts)
+
+    solver = program.together if several else program.solver
+    place = None if mesh is None else partial(stream.shardings, mesh)
+    total, work = sum(scale.steps for scale in scales), sum(scale.steps * scale.cost for scale in scales)
+    done, terms = 0.0, {}
+    for step, (scale, image, terms) in enumerate(pyramid.run(solver, prepare, start, scales, place=place), 1):
+        done += scale.cost / work
+        pairs = zip(contents, apart(image), strict=True)
+        shown = together([np.asarray(color.kept(*each, method=recipe.preserve_color)) for each in pairs])
+        yield Progress(shown, scale.size, step, total, min(done, 1.0), terms)
+    if not np.isfinite(terms["loss"]).all():
+        raise FloatingPointError(f"the loss is {np.max(terms['loss']):.4g}")
+
+
+def _prepared(job, content, margin, recipe, program, params, styled):
+    """A content image [H, W, 3] with its border at a scale, and the objective's data for it."""
+    shown = np.asarray(color.gray(content)) if recipe.preserve_color == "luminance" else content
+    canvas = pyramid.continued(shown, margin)
+    weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
+    weights = {name: weight for name, weight in weights.items() if weight}
+    if styled:
+        weights["style"] = recipe.style_weight if job.style_weight is None else job.style_weight
+    data = program.targets(
+        params,
+        canvas,
+        _styles(job, content, margin, recipe),
+        weights=weights,
+        content_layers=dict.fromkeys(recipe.content_layers, 1.0),
+        style_layers=dict(zip(recipe.style_layers, recipe.layer_weights, strict=True)),
+    )
+    data |= {"params": params}
+    if recipe.strength is not None:
+        data |= {"weights": program.balance(data, canvas, strength=recipe.strength, ratio=recipe.balance)}
+    return canvas, data
+
+
+def _styles(job, content, margin, recipe):
+    """The styles of a job beside a content image [H, W, 3], whose weights sum to 1."""
+    total, styles = sum(style.weight for style in job.styles), []
+    for style in job.styles:
+        shape = _at(style.image.shape, style_size(recipe, style.image.shape[:2], content.shape[:2]))
+        image = color.recolored(_resized(style.image, shape), content, method=recipe.preserve_color)
+        region = _mask(style.region, content.shape[:2], margin)
+        # A region counts as much as the part of the image that it covers, so that each of its pixels counts the same.
+        weight = style.weight / total * (1 if region is None else len(job.styles) * region.mean())
+        styles.append(Style(image, _mask(style.mask, shape), region, np.float32(weight)))
+    return styles
+
+
+def _mask(mask, shape, margin=0):
+    """A mask at a shape, with a border; None stays None."""
+    if mask is None:
+        return None
+    return pyramid.continued(_resized(np.asarray(mask, np.float32)[..., None], shape), margin)[..., 0]
+
+
+def _first(job, canvas, margin):
+    """The image to start from, like `canvas`, which has a border of `margin`."""
+    inside = (canvas.shape[0] - 2 * margin, canvas.shape[1] - 2 * margin)
+    if not isinstance(job.init, str):
+        return pyramid.continued(_resized(job.init, inside), margin)
+    match job.init:
+        case "noise":
+            return np.asarray(jax.random.uniform(jax.random.key(job.seed), canvas.shape))
+        case "gray":
+            return np.full_like(canvas, 0.5)
+        case "style":
+            return pyramid.continued(images.cover(job.styles[0].image, inside), margin)
+    return canvas
+
+
+def _at(shape, size):
+    """(height, width) of an image of shape (H, W, ...) whose long side becomes `size`."""
+    k = size / max(shape[:2])
+    return round(shape[0] * k), round(shape[1] * k)
+
+
+def _resized(image, shape):
+    return np.asarray(image) if image.shape[:2] == shape else images.resize(image, shape)
