@@ -65,13 +65,13 @@ def main() -> None:
     check(flags, recipe, given)
     check_files(flags)
     limit, devices = command.start(flags.machine)
-    h, w = images.shape(flags.content, size=flags.size)
+    h, w = images.shape(flags.content, size=flags.size, minimum=recipes.MINIMUM)
     shape = (h // devices * devices, w)
+    content, styles, init = load(flags, recipe, shape, memory.for_images(limit))
     sizes = [images.shape(path) for path in flags.style]
     reading = max(images.reading_bytes(path, size=flags.size) for path in read(flags))
-    held = {"regions": len(flags.content_mask), "reading": reading}
+    held = {"regions": len(flags.content_mask), "reading": int(reading)}
     budget = neural_style.budget(recipe, shape, sizes, limit=limit, devices=devices, **held)
-    content, styles, init = load(flags, recipe, shape, memory.for_images(limit))
     command.keep_within(limit, budget, neural_style.describe(recipe, shape, budget, devices=devices))
     usual = images.load(images.PICTURES / "astronaut.jpg", size=256)
     params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
@@ -82,7 +82,8 @@ def main() -> None:
 
 def check(flags, recipe, given):
     """Raise InputError for flags out of range, contradictory or without effect."""
-    terminal.check_positive("size", flags.size)
+    if flags.size < recipes.MINIMUM:
+        raise InputError(f"{flags.size}: at least {recipes.MINIMUM} pixels are needed", argument="size")
     terminal.check_positive("frames_every", flags.frames_every)
     terminal.check_seed(flags.seed)
     for name in ("style_blend", "content_mask", "style_mask"):

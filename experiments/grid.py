@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from nstjax import command, features, files, images, losses, memory, neural_style, plots, recipes, terminal, weights
-from nstjax.errors import printable
+from nstjax.errors import InputError, printable
 
 
 class Flags(NamedTuple):
@@ -64,7 +64,8 @@ class Cell(NamedTuple):
 def main() -> None:
     flags, given = command.parse(Flags)
     recipe = recipes.compared_by(command.recipe(flags, given), getattr(losses, flags.distance))
-    terminal.check_positive("size", flags.size)
+    if flags.size < recipes.MINIMUM:
+        raise InputError(f"{flags.size}: at least {recipes.MINIMUM} pixels are needed", argument="size")
     for seed in flags.seeds:
         terminal.check_seed(seed, "seeds")
     for weight in flags.style_weights:
@@ -85,16 +86,17 @@ def main() -> None:
 
 def load(flags, recipe, cells, limit, devices):
     """({cell: its `neural_style.Job`}, budget); each file is decoded once."""
-    shapes = {path: images.shape(path, size=flags.size) for path in flags.content}
+    shapes = {path: images.shape(path, size=flags.size, minimum=recipes.MINIMUM) for path in flags.content}
     shapes = {path: (h // devices * devices, w) for path, (h, w) in shapes.items()}
     largest = max(shapes.values(), key=math.prod)
     sizes = {path: recipes.style_size(recipe, images.shape(path), largest) for path in flags.style}
-    reading = max(images.reading_bytes(path, size=flags.size) for path in (*flags.content, *flags.style))
-    held = {"results": len(cells) + len(shapes), "reading": reading, "limit": limit, "devices": devices}
-    budget = neural_style.budget(recipe, largest, [images.shape(max(sizes, key=sizes.__getitem__))], **held)
     read = functools.partial(images.load, limit=memory.for_images(limit))
     contents = {path: read(path, size=shape, minimum=recipes.MINIMUM) for path, shape in shapes.items()}
     styles = {path: read(path, size=size, minimum=recipes.STYLE_MINIMUM) for path, size in sizes.items()}
+
+    reading = max(images.reading_bytes(path, size=flags.size) for path in (*flags.content, *flags.style))
+    held = {"results": len(cells) + len(shapes), "reading": reading, "limit": limit, "devices": devices}
+    budget = neural_style.budget(recipe, largest, [images.shape(max(sizes, key=sizes.__getitem__))], **held)
 
     def job(cell):
         return neural_style.Job(contents[cell.content], [styles[cell.style]], flags.init, cell.seed, cell.style_weight)

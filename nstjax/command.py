@@ -14,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 import nstjax
-from nstjax import images, memory, pyramid, recipes, terminal
+from nstjax import images, memory, pyramid, recipes, stream, terminal
 from nstjax.errors import InputError
 from nstjax.neural_style import Progress
 from nstjax.recipes import PRESETS, Recipe
@@ -34,10 +34,15 @@ class Machine(NamedTuple):
 
 
 def start(machine: Machine) -> tuple[float, int]:
-    """Configure jax, before its first use, for a machine's flags; returns (bytes to use, devices)."""
+    """Configure jax, before its first use, for a machine's flags; returns (bytes to use, devices).
+
+    Raises InputError for values out of range, and where there are fewer devices.
+    """
     terminal.check_positive("memory_limit", machine.memory_limit)
     terminal.check_positive("devices", machine.devices)
     terminal.configure_jax(devices=machine.devices, precision=machine.precision)
+    if machine.devices > 1:
+        stream.mesh(machine.devices)
     return machine.memory_limit * 1e9 if machine.memory_limit else 0.7 * memory.available(), machine.devices
 
 

@@ -11,7 +11,7 @@ import os
 import re
 import struct
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
 MAX_PROFILE = 16_000_000  # bytes of a decompressed ICC profile; those of presses have about 2 million
 MAX_TEXT = 1_000_000  # bytes of a decompressed text
@@ -19,10 +19,16 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 
+if TYPE_CHECKING:
+    File = BinaryIO
+else:  # checked at run time, BinaryIO would be a protocol that an io.BytesIO does not fulfill
+    File = io.BufferedIOBase | io.RawIOBase
+
+
 class Parts(NamedTuple):
     """A file for the decoder, and the metadata that matter for the pixels' meaning."""
 
-    stream: BinaryIO
+    stream: File
     exif: bytes | None = None
     profile: bytes | None = None
     color: dict[bytes, bytes] | None = None  # a PNG's chunks
@@ -33,9 +39,7 @@ class Parts(NamedTuple):
 class Spliced(io.RawIOBase):
     """A file that reads as pieces in a row, each of them bytes or a (start, length) in another file."""
 
-    mode = "rb"  # as every binary file says
-
-    def __init__(self, file: BinaryIO, pieces: list[bytes | tuple[int, int]]):
+    def __init__(self, file: File, pieces: list[bytes | tuple[int, int]]):
         self.file, self.position = file, 0
         self.pieces: list[bytes | tuple[int, int]] = []
         for piece in pieces:
@@ -74,12 +78,12 @@ class Spliced(io.RawIOBase):
         return len(data)
 
 
-def spliced(file: BinaryIO, pieces) -> BinaryIO:
+def spliced(file: File, pieces) -> File:
     """A buffered file of pieces, each of them bytes or a (start, length) in `file`."""
     return io.BufferedReader(Spliced(file, pieces), 1 << 16)
 
 
-def parts(file: BinaryIO) -> Parts:
+def parts(file: File) -> Parts:
     """Take a file apart, if it is PNG, JPEG, GIF or WebP; ValueError where what holds the pixels is damaged."""
     file.seek(0)
     start = file.read(16)
@@ -105,7 +109,7 @@ def inflated(data: bytes, limit: int = MAX_PROFILE) -> bytes | None:
     return plain if decompressor.eof else None
 
 
-def png_chunks(file: BinaryIO):
+def png_chunks(file: File):
     """Yield (kind, start, length, data) of a PNG's chunks up to IEND; data is None for IDAT, and for damaged metadata.
 
     ValueError where a chunk that the pixels need is damaged, cut short or unknown (PNG specification 13.2).
@@ -129,7 +133,7 @@ def png_chunks(file: BinaryIO):
             return
 
 
-def png_texts(file: BinaryIO) -> dict[str, str]:
+def png_texts(file: File) -> dict[str, str]:
     """The text of a PNG; {} for another file. What is damaged, or over MAX_TEXT bytes, is left out."""
     file.seek(0)
     found: dict[str, str] = {}

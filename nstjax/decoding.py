@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin, features
@@ -43,7 +43,7 @@ class Opened(NamedTuple):
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
 
-def header(file: BinaryIO, *, longest: int | None = None, huge: int = 64_000_000) -> Opened:
+def header(file: containers.File, *, longest: int | None = None, huge: int = 64_000_000) -> Opened:
     """Read what a file is. Raises `tiff.Unsupported` with the reason, and nearly anything on a corrupt file.
 
     huge: pixels above which images are decoded one at a time, and a JPEG at a reduced scale where `longest`, the side

@@ -51,15 +51,7 @@ def load(path, *, size=None, minimum=1, source_minimum=16, limit: float | None =
     """
     longest = max(size) if isinstance(size, tuple) else size
     with _opening(path, least=source_minimum, longest=longest) as (name, opened):
-        w, h = opened.size
-        if isinstance(size, tuple):
-            target = size[::-1]
-        else:
-            k = 1 if size is None else size / max(w, h)
-            target = round(w * k), round(h * k)
-        if min(target) < max(minimum, 1):
-            advice = f"under the minimum of {minimum}; choose a larger size or a less elongated picture"
-            raise files.refusal(name, f"{w}x{h} px becomes {target[0]}x{target[1]} px, {advice}")
+        target = _target(name, opened, size, minimum)
         if target[0] * target[1] > MAX_PIXELS:
             raise files.refusal(name, f"{target[0]}x{target[1]} px is over {MAX_PIXELS:,} pixels; lower the size")
         _check_memory(name, opened, target, limit)
@@ -101,16 +93,13 @@ def load_alpha(path, *, shape, limit: float | None = None) -> np.ndarray | None:
         return None if opacity.min() == 1 else opacity
 
 
-def shape(path, *, size=None) -> tuple[int, int]:
-    """(height, width) that `load(path, size=size)` will have, from the file's header."""
-    with _opening(path) as (_, opened):
-        w, h = opened.size
-    if size is None:
-        return h, w
-    return round(h * size / max(w, h)), round(w * size / max(w, h))
+def shape(path, *, size: int | None = None, minimum: int = 1) -> tuple[int, int]:
+    """(height, width) that `load(path, size=size)` will have, from the file's header; InputError as there."""
+    with _opening(path) as (name, opened):
+        return _target(name, opened, size, minimum)[::-1]
 
 
-def same_aspect(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def same_aspect(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Whether shapes (H, W) agree in their aspect, up to 2 %, or half a pixel of a side, which rounding explains."""
     (h, w), (height, width) = one, other
     return abs(h * width - w * height) <= max(0.02 * h * width, max(height, width) / 2, max(h, w) / 2)
@@ -231,6 +220,20 @@ def _opening(path, *, least=1, longest=None):
         if min(w, h) < least:
             raise files.refusal(name, f"{w}x{h} px is too small; each side needs {least} px or more")
         yield name, opened
+
+
+def _target(name, opened, size, minimum):
+    """(width, height) of an opened image at a size; InputError where a side is under the minimum."""
+    w, h = opened.size
+    if isinstance(size, tuple):
+        target = size[::-1]
+    else:
+        k = 1 if size is None else size / max(w, h)
+        target = round(w * k), round(h * k)
+    if min(target) < max(minimum, 1):
+        advice = f"under the minimum of {minimum}; choose a larger size or a less elongated image"
+        raise files.refusal(name, f"{w}x{h} px becomes {target[0]}x{target[1]} px, {advice}")
+    return target
 
 
 def _check_file(name, file):

@@ -215,7 +215,7 @@ def _checked(job):
         raise InputError("give a region for each, or none", argument="styles")
     for style in styles:
         for mask, like, what in ((style.mask, style.image, "mask"), (style.region, content, "region")):
-            if mask is not None and not (np.ndim(mask) == 2 and images.same_aspect(np.shape(mask), like.shape[:2])):
+            if mask is not None and not (mask.ndim == 2 and images.same_aspect(mask.shape[:2], like.shape[:2])):
                 raise InputError(f"a {what} is [H, W], of the aspect of its image", argument="styles")
     styles = [style._replace(image=_image(style.image, "styles")) for style in styles]
     init = job.init
@@ -300,7 +300,8 @@ def _steps(jobs, recipe, scales, program, params, mesh, *, scarce):
     solver = program.together if several else program.solver
     place = None if mesh is None else partial(stream.shardings, mesh)
     total, work = sum(scale.steps for scale in scales), sum(scale.steps * scale.cost for scale in scales)
-    done, terms = 0.0, {}
+    done = 0.0
+    terms: dict[str, Any] = {}
     for step, (scale, image, terms) in enumerate(pyramid.run(solver, prepare, start, scales, place=place), 1):
         done += scale.cost / work
         pairs = zip(contents, apart(image), strict=True)

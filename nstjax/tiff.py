@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import struct
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -100,7 +100,7 @@ def is_tiff(start: bytes) -> bool:
     return start[:2] in (b"II", b"MM") and start[2:4] in (b"*\0", b"\0*", b"+\0", b"\0+")
 
 
-def directory(file: BinaryIO) -> Directory:
+def directory(file: containers.File) -> Directory:
     """Parse the first directory; ValueError if there is none. Damaged entries are left out of `values`."""
     file.seek(0)
     start = file.read(16)
@@ -149,7 +149,7 @@ def exif(data: bytes | None) -> Directory:
     return Directory("<", False, {}, {}, {})
 
 
-def without_metadata(file: BinaryIO, found: Directory) -> BinaryIO:
+def without_metadata(file: containers.File, found: Directory) -> containers.File:
     """The same TIFF with a directory of the tags that its pixels need alone, at its end; ValueError if it was cut."""
     width, counted = (8, "Q") if found.big else (4, "I")
     size = file.seek(0, os.SEEK_END)
@@ -234,7 +234,7 @@ def by_pillow(about: Layout) -> bool:
     return about.bits == 8 and spare <= (about.photometric == 2)
 
 
-def decode(stream: BinaryIO, about: Layout) -> Image.Image:
+def decode(stream: containers.File, about: Layout) -> Image.Image:
     """The image of mode L, RGB or CMYK, or LA, La, RGBA or RGBa if it has alpha, decoded by tifffile in 8 bits.
 
     Full scale is 2^n - 1 for n bits, 2^(n-1) - 1 for signed ones; for 32 bits 65535 if that holds every value; for

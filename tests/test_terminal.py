@@ -204,6 +204,6 @@ def test_a_long_command_is_cut_for_every_format(character):
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 2**63, -(2**70)])
 def test_seeds_that_no_generator_takes_are_refused(seed):
-    with pytest.raises(InputError, match=f"--seed {seed}"):
+    with pytest.raises(InputError, match=f"seed: {seed}"):
         terminal.check_seed(seed)
     terminal.check_seed(2**32 - 1)
