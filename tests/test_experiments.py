@@ -18,7 +18,7 @@ import tyro
 from PIL import Image
 from test_images import png
 
-from nstjax import features, images, solvers, stream, terminal, weights
+from nstjax import features, images, solvers, stream, terminal
 from nstjax.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -41,8 +41,8 @@ def narrow():
     """Params of a random VGG-19 with few channels."""
     rng = np.random.default_rng(0)
     before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
-    for name in weights.shapes("vgg19"):
-        channels = 4 + int(name[4])
+    for name in features.vgg.shapes("vgg19"):
+        channels = 4 + features.vgg.place(name).block
         kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels
