@@ -7,7 +7,6 @@ of the saved picture.
 """
 
 import argparse
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -94,7 +93,7 @@ def main():
     args = parser.parse_args()
 
     content, style = (images.load(path, size=args.size) for path in (args.content, args.style))
-    objective, targets = objectives.neural_style(vgg.features, statistic=partial(losses.gram, normalization="johnson"))
+    objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
     data = jax.jit(targets)(
         features.load("vgg19"),
         content,

@@ -203,7 +203,7 @@ def losses_of(variant, *, swag, strength, temperature):
         extract = features.softened(plain, temperature=params["temperature"]) if swag else plain
         return extract(params["network"], image)
 
-    statistic = partial(losses.gram, normalization="johnson")
+    statistic = losses.gram
     objective, targets = objectives.neural_style(extract, statistic=statistic)
 
     @jax.jit

@@ -625,7 +625,7 @@ def losses_of(recipe, extract, measure, distance):
         style["centered"] = True
     else:
         # Dividing by CHW, flat weights equal the 1e3 / C^2 of the notebook on F F^T / HW.
-        style = {"statistic": partial(losses.gram, normalization="johnson"), "style_distance": distance}
+        style = {"statistic": losses.gram, "style_distance": distance}
     return objectives.neural_style(extract, measure=measure, content_distance=distance, **style)
 
 

@@ -69,7 +69,7 @@ def main(
     originals = {"content": photograph, "style": cut(style, photograph.shape[:2])}
     params = features.load("vgg19", weights, layers=layers, like=photograph)
     noise = studies.beginning("noise", photograph, flags.seed)
-    objective, targets = objectives.neural_style(vgg.features, statistic=partial(losses.gram, normalization="johnson"))
+    objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
 
     def prepare(of, chosen, among):
         """The noise, and data in which an error of a layer as large as what it should hold is a loss of 1."""

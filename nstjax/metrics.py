@@ -69,7 +69,7 @@ def lpips(extract, params, a, b, *, layers=LPIPS_LAYERS, heads=None):
     paper's uncalibrated form, for any network and layers: the sum of twice the cosine distances, each at most 2 for
     rectified features.
     """
-    return losses.perceptual(extract(params, a), _only(extract(params, b), layers), heads=heads)
+    return losses.lpips(extract(params, a), _only(extract(params, b), layers), heads=heads)
 
 
 def load_heads(network):
