@@ -212,7 +212,7 @@ def main(
     params = features.load(network, weights, layers=layers, like=usual, compact=budget.compact)
     mesh = stream.mesh(devices) if devices > 1 else None
     place = None if mesh is None else partial(stream.shardings, mesh)
-    look = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
+    look: dict[str, Any] = {"pool": {"max": vgg.max_pool, "average": vgg.average_pool}[pooling], "edge": "replicate"}
     extract = partial(features.EXTRACTORS[network].features, **look)
     measure = partial(stream.measure, plan=partial(stream.plan, limit=budget.network), mesh=mesh, **look)
     objective, targets = losses_of(recipe, extract, measure, distance)

@@ -18,6 +18,8 @@ from jaxtyping import Array, Float, PyTree
 Activations = Float[Array | np.ndarray, "h w c"]
 Mask = Float[Array | np.ndarray, "h w"]  # weights of the pixels, >= 0
 Layers = Mapping[str, Float[Array | np.ndarray, "_ _ _"]]  # {layer: activations [h, w, c]}
+Vector = Float[Array | np.ndarray, " c"]
+Matrix = Float[Array | np.ndarray, "c c"]
 Scalar = Float[Array, ""]
 Statistic = Callable[..., Any]  # (activations, mask=...) -> what is compared
 Distance = Callable[[Any, Any], Any]  # two statistics -> a number >= 0
@@ -59,12 +61,12 @@ class Sums(NamedTuple):
     """
 
     weight: Float[Array, ""]  # the number of pixels, or the mask's sum
-    first: Float[Array, " c"]
-    second: Float[Array, "c c"]
-    origin: Float[Array, " c"] | None = None  # None is 0
+    first: Vector
+    second: Matrix
+    origin: Vector | None = None  # None is 0
 
 
-def sums(x: Activations, *, mask: Mask | None = None, origin: Float[Array | np.ndarray, " c"] | None = None) -> Sums:
+def sums(x: Activations, *, mask: Mask | None = None, origin: Vector | None = None) -> Sums:
     """`Sums` of features, their pixels weighted by the mask.
 
     With an origin, products are summed about the features' own mean and then moved to the origin: where features hardly
@@ -111,8 +113,8 @@ def gram(x: Activations | Sums, *, mask: Mask | None = None, normalization: str 
     s = x if isinstance(x, Sums) else sums(x, mask=mask)
     second = s.second
     if s.origin is not None:
-        cross = jnp.outer(s.first, s.origin)
-        second = second + cross + cross.T + s.weight * jnp.outer(s.origin, s.origin)
+        cross = jnp.outer(s.first, jnp.asarray(s.origin))
+        second = second + cross + cross.T + s.weight * jnp.outer(s.origin, jnp.asarray(s.origin))
     return second / GRAM_NORMALIZATIONS[normalization](jnp.maximum(s.weight, 1e-6), second.shape[0])
 
 
@@ -130,9 +132,9 @@ def moments(x: Activations | Sums, *, mask: Mask | None = None, epsilon: float =
 class Gaussian(NamedTuple):
     """A normal distribution of feature vectors; `root`, if known, is the covariance's square root."""
 
-    mean: Float[Array, " c"]
-    covariance: Float[Array, "c c"]
-    root: Float[Array, "c c"] | None = None
+    mean: Vector
+    covariance: Matrix
+    root: Matrix | None = None
 
 
 def gaussian(x: Activations | Sums, *, mask: Mask | None = None) -> Gaussian:
@@ -140,14 +142,14 @@ def gaussian(x: Activations | Sums, *, mask: Mask | None = None) -> Gaussian:
     if isinstance(x, Sums):
         weight = jnp.maximum(x.weight, 1e-6)
         shift = x.first / weight
-        return Gaussian(shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, shift))
+        return Gaussian(
+            shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, jnp.asarray(shift))
+        )
     mean, x = _centered(x, mask)
     return Gaussian(mean, x.T @ x)
 
 
-def _centered(
-    x: Activations, mask: Mask | None
-) -> tuple[Float[Array | np.ndarray, " c"], Float[Array | np.ndarray, "hw c"]]:
+def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Float[Array | np.ndarray, "hw c"]]:
     """Mean, and deviations from it scaled so that their squares sum to the variance."""
     h, w, c = x.shape
     x = x.reshape(h * w, c)
@@ -191,16 +193,20 @@ def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float = 1e-4) -> Scalar:
     where it is used many times.
     """
     c = a.mean.shape[0]
-    b = with_root(b, jitter=jitter) if b.root is None else b
+    root = _root(b, jitter) if b.root is None else b.root
     ridge = _ridge(b, jitter)
-    cross = _trace_sqrtm(b.root @ (a.covariance + ridge * jnp.eye(c)) @ b.root)
+    cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
     traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
     return mse(a.mean, b.mean) + (traces - 2 * cross) / c
 
 
 def with_root(g: Gaussian, *, jitter: float = 1e-4) -> Gaussian:
     """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
-    return g._replace(root=sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
+    return g._replace(root=_root(g, jitter))
+
+
+def _root(g: Gaussian, jitter: float) -> Float[Array, "c c"]:
+    return sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0]
 
 
 def _ridge(g: Gaussian, jitter: float) -> Scalar:
@@ -210,9 +216,7 @@ def _ridge(g: Gaussian, jitter: float) -> Scalar:
     return jnp.maximum(jnp.maximum(jitter * variance, floor), 1e-30)
 
 
-def sqrtm(
-    a: Float[Array | np.ndarray, "c c"], *, iterations: int = 15
-) -> tuple[Float[Array, "c c"], Float[Array, "c c"]]:
+def sqrtm(a: Matrix, *, iterations: int = 15) -> tuple[Float[Array, "c c"], Float[Array, "c c"]]:
     """Square root and inverse square root of a symmetric positive semidefinite matrix.
 
     Newton-Schulz iterations (Higham 2008, Functions of Matrices, eq. 6.35): matrix products alone, which every
@@ -237,11 +241,11 @@ def sqrtm(
 
 # d tr(A^1/2) = tr(A^-1/2 dA) / 2, and the iterations give A^-1/2 for nothing.
 @jax.custom_vjp
-def _trace_sqrtm(a: Float[Array | np.ndarray, "c c"]) -> Scalar:
+def _trace_sqrtm(a: Matrix) -> Scalar:
     return jnp.trace(sqrtm(a)[0])
 
 
-def _trace_sqrtm_forward(a: Float[Array | np.ndarray, "c c"]) -> tuple[Scalar, Float[Array, "c c"]]:
+def _trace_sqrtm_forward(a: Matrix) -> tuple[Scalar, Float[Array, "c c"]]:
     root, inverse = sqrtm(a)
     return jnp.trace(root), inverse
 
@@ -302,7 +306,7 @@ def layerwise(
         ValueError: a layer is not among the features.
     """
     check_layers(features, targets)
-    total = 0.0
+    total: Any = 0.0
     for name, target in targets.items():
         x = statistic(features[name], mask=None if masks is None else masks[name])
         total += (1.0 if weights is None else weights[name]) * distance(x, target)
@@ -351,14 +355,14 @@ def lpips(
         ValueError: a layer is not among the features.
     """
     check_layers(features, targets)
-    total = 0.0
+    total: Any = 0.0
     for name, target in targets.items():
         squares = (_directions(features[name]) - _directions(target)) ** 2
         total += (squares if heads is None else squares * heads[name]).sum(2).mean()
     return total
 
 
-def _directions(x: Activations) -> Float[Array, "h w c"]:
+def _directions(x: Activations) -> Activations:
     """Feature vectors divided by their lengths; a zero stays one, and has a gradient."""
     squares = (x**2).sum(2, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))

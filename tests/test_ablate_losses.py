@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import assert_refused, module, studies
+from networks import narrow_vgg as narrow
 from PIL import Image
-from test_vgg import narrow
 
 from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
 

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_vgg import narrow
+from networks import narrow_vgg as narrow
 
 from nstjax import checkpoint, features, losses, nets, parallel, train
 from nstjax.errors import InputError

@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import narrow_vgg
 
 from nstjax import convolve, features
 from nstjax.errors import InputError
 from nstjax.features import layers, vgg
-
-
-def narrow(network="vgg19", seed=0):
-    """Random weights of a network with few channels, as `vgg.load` returns them."""
-    rng = np.random.default_rng(seed)
-    before, tree = 3, {"mean": rng.uniform(0.3, 0.6, 3).astype(np.float32)}
-    for name in vgg.shapes(network):
-        channels = 3 + vgg.place(name).block
-        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
-        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
-        before = channels
-    return tree
 
 
 def conv_oracle(x, kernel, bias):
@@ -74,14 +63,14 @@ def test_layers_are_named_as_usual(network):
     names = vgg.layer_names(network)
     assert names[:5] == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1")
     assert names[-1] == "pool5" and len(names) == len(set(names)) == {"vgg16": 31, "vgg19": 37}[network]
-    found = jax.eval_shape(vgg.features, features.prepare(narrow(network)), jnp.zeros((32, 32, 3)))
+    found = jax.eval_shape(vgg.features, features.prepare(narrow_vgg(network)), jnp.zeros((32, 32, 3)))
     assert set(found) == set(names) and found["pool5"].shape[:2] == (1, 1)
 
 
 @pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize(("pool", "reduce"), [(vgg.max_pool, np.max), (vgg.average_pool, np.mean)])
 def test_every_layer_equals_numpy(winograd, pool, reduce):
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
     expected = vgg_oracle(tree, image, reduce)
     params = features.prepare(tree, winograd=winograd)
     found = jax.jit(lambda p, x: vgg.features(p, x, pool=pool))(params, image)
@@ -120,14 +109,14 @@ def test_gradients_of_relu_and_max_pool():
 
 
 def test_replicated_edge_of_a_flat_picture_stays_flat():
-    params = features.prepare(narrow())
+    params = features.prepare(narrow_vgg())
     flat = jnp.full((16, 16, 3), 0.9)
     assert np.ptp(vgg.features(params, flat, edge="replicate")["conv1_1"], axis=(0, 1)).max() < 1e-5
     assert np.ptp(vgg.features(params, flat)["conv1_1"], axis=(0, 1)).max() > 1e-3
 
 
 def test_replicated_edge_is_that_of_the_picture_continued_by_hand():
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(19, 22, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(19, 22, 3)).astype(np.float32)
     found = vgg.features(features.prepare(tree), image, edge="replicate")
     wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     first = conv_oracle(wide - tree["mean"], tree["conv1_1"]["kernel"], tree["conv1_1"]["bias"])[1:-1, 1:-1]
@@ -137,7 +126,7 @@ def test_replicated_edge_is_that_of_the_picture_continued_by_hand():
 
 
 def test_unused_layers_cost_nothing():
-    params, image = features.prepare(narrow(), winograd=False), jnp.zeros((32, 32, 3))
+    params, image = features.prepare(narrow_vgg(), winograd=False), jnp.zeros((32, 32, 3))
 
     def cost(layer):
         loss = jax.jit(jax.grad(lambda x: vgg.features(params, x)[layer].sum()))
@@ -148,7 +137,7 @@ def test_unused_layers_cost_nothing():
 
 @pytest.mark.parametrize(("layers", "last"), [(("relu2_1", "conv1_2"), "conv2_1"), (("pool2",), "conv2_2")])
 def test_params_until_the_deepest_layer(layers, last):
-    params = features.prepare(narrow(), winograd=False)
+    params = features.prepare(narrow_vgg(), winograd=False)
     few, image = vgg.until(params, layers), np.full((16, 16, 3), 0.3, np.float32)
     assert max(few.keys() - {"mean"}) == last
     for name in layers:
@@ -156,7 +145,7 @@ def test_params_until_the_deepest_layer(layers, last):
 
 
 def test_match_scale_undoes_a_change_of_scale():
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(40, 40, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(40, 40, 3)).astype(np.float32)
     rng, scaled, before = np.random.default_rng(2), {"mean": tree["mean"]}, 1.0
     for name in (name for name in tree if name != "mean"):
         factor = float(rng.uniform(0.01, 3))

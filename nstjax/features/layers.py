@@ -45,7 +45,7 @@ relu.defvjp(lambda x: (relu(x),) * 2, lambda y, g: (jnp.where(y > 0, g, 0),))
 def _quads(x: Features) -> Float[Array, "h2 2 w2 2 c"]:
     """An odd last row or column is left out, as in Caffe's and Torch's floor mode."""
     h, w, c = x.shape
-    return x[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c)
+    return jnp.asarray(x)[: h // 2 * 2, : w // 2 * 2].reshape(h // 2, 2, w // 2, 2, c)
 
 
 @jax.custom_vjp

@@ -94,7 +94,7 @@ def features(
     params: Params,
     image: Float[Array | np.ndarray, "h w 3"],
     *,
-    pool: Callable[[Array], Array] = max_pool,
+    pool: Callable[[Any], Array] = max_pool,
     edge: str = "zero",
 ) -> dict[str, Float[Array, "_ _ _"]]:
     """Return the activations {layer: [h, w, channels]} of every layer for an RGB image in [0, 1]; jit prunes.
@@ -124,7 +124,7 @@ def block(
     x: Float[Array | np.ndarray, "h w c"],
     number: int,
     *,
-    pool: Callable[[Array], Array] = max_pool,
+    pool: Callable[[Any], Array] = max_pool,
     edge: str = "zero",
     inside: Callable[[Array], Array] = lambda x: x,
 ) -> dict[str, Float[Array, "_ _ _"]]:

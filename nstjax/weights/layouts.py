@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     place: Callable[[str], Place | None]  # an array's name -> where it belongs, or None if it is not needed
     preprocessing: str  # unless the file has a text "preprocessing"
-    transposed: bool = False  # matrices are [out, in]; the order of a convolution's kernel shows in its shape
+    transposed: bool = False  # kernels are [out, in, ...]; that of a convolution may be in either order
     biases: bool = True  # convolutions have biases
     normed: Callable[[str], bool] = lambda layer: False  # convolutions that a batch norm follows, which they absorb
     epsilon: float | None = None  # of the frozen batch norms; None if "scale" and "shift" are those of layer norms
@@ -144,7 +144,8 @@ def _converted(path: Path, layer: str, part: str, parts: Layer, shape: tuple[int
     while array.ndim > len(shape) and array.shape[0] == 1:  # a ViT's tokens
         array = array[0]
     if array.shape != shape or array.dtype.kind not in "fiu":
-        what = f"{array.dtype} {list(parts[part].shape)}, where float32 {list(shape)} is expected"
+        found = array if layout.transposed else parts[part]
+        what = f"{array.dtype} {list(found.shape)}, where float32 {list(shape)} is expected"
         raise files.refusal(path, f"the {part} of {layer} is {what}; is it of another network?")
     with np.errstate(over="ignore"):
         result = np.array(array, np.float32, order="C")
@@ -314,19 +315,26 @@ def _in_dense_layers(layer: str) -> bool:
 # {network: {the layout's name: layout}}
 LAYOUTS: dict[str, dict[str, Layout]] = {
     **{
-        network: {"own": Layout(vgg, CAFFE), "torchvision": Layout(_vgg_torchvision(network), IMAGENET)}
+        network: {
+            "own": Layout(vgg, CAFFE),
+            "torchvision": Layout(_vgg_torchvision(network), IMAGENET, transposed=True),
+        }
         for network in VGG_NUMBERS
     },
     "squeezenet11": {
         "own": Layout(_squeezenet, CAFFE),
-        "torchvision": Layout(_squeezenet_torchvision, IMAGENET),
+        "torchvision": Layout(_squeezenet_torchvision, IMAGENET, transposed=True),
     },
     "resnet50": {
-        "torchvision": Layout(_resnet_torchvision, IMAGENET, biases=False, normed=lambda layer: True, epsilon=1e-5),
+        "torchvision": Layout(
+            _resnet_torchvision, IMAGENET, transposed=True, biases=False, normed=lambda layer: True, epsilon=1e-5
+        ),
         "keras": Layout(_resnet_keras, CAFFE, normed=lambda layer: True, epsilon=1.001e-5),
     },
     "densenet121": {
-        "torchvision": Layout(_densenet_torchvision, IMAGENET, biases=False, normed=_in_dense_layers, epsilon=1e-5),
+        "torchvision": Layout(
+            _densenet_torchvision, IMAGENET, transposed=True, biases=False, normed=_in_dense_layers, epsilon=1e-5
+        ),
         "keras": Layout(_densenet_keras, IMAGENET, biases=False, normed=_in_dense_layers, epsilon=1.001e-5),
     },
     "vit_b16": {"torchvision": Layout(_vit_torchvision, IMAGENET, transposed=True)},
