@@ -97,7 +97,7 @@ GRAM_NORMALIZATIONS: dict[str, Callable[[Any, int], Any]] = {
 }
 
 
-def gram(x: Activations | Sums, *, mask: Mask | None = None, normalization: str = "chw") -> Float[Array, "c c"]:
+def gram(x: Activations | Sums, *, mask: Mask | None = None, normalization: str = "chw") -> Matrix:
     """Gram matrix F F^T of features or of their `Sums`, divided by what `normalization` names:
 
     - "none" (Gatys 2015, arXiv 1508.06576, eq. 3; his style loss is then `sum / (4 C^2 (HW)^2)` over entries);
@@ -124,8 +124,8 @@ def moments(x: Activations | Sums, *, mask: Mask | None = None, epsilon: float =
         mean, covariance = gaussian(x)[:2]
         variance = jnp.maximum(jnp.diag(covariance), 0)
     else:
-        mean, x = _centered(x, mask)
-        variance = (x**2).sum(0)
+        mean, deviations = _centered(x, mask)
+        variance = (deviations**2).sum(0)
     return jnp.stack([mean, jnp.sqrt(variance + epsilon)])
 
 
@@ -145,12 +145,12 @@ def gaussian(x: Activations | Sums, *, mask: Mask | None = None) -> Gaussian:
         return Gaussian(
             shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, jnp.asarray(shift))
         )
-    mean, x = _centered(x, mask)
-    return Gaussian(mean, x.T @ x)
+    mean, deviations = _centered(x, mask)
+    return Gaussian(mean, deviations.T @ deviations)
 
 
-def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Float[Array | np.ndarray, "hw c"]]:
-    """Mean, and deviations from it scaled so that their squares sum to the variance."""
+def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Array]:
+    """Mean, and deviations [HW, C] from it scaled so that their squares sum to the variance."""
     h, w, c = x.shape
     x = x.reshape(h * w, c)
     share = (
@@ -184,7 +184,7 @@ def _over_leaves(distance: Distance, a: PyTree, b: PyTree) -> Any:
 VARIANCE_FLOOR = 1e-5
 
 
-def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float = 1e-4) -> Scalar:
+def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float | Scalar = 1e-4) -> Scalar:
     """Squared Wasserstein-2 distance of two `Gaussian`s, divided by the number of channels.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2) (Dowson and Landau 1982; for style: Crowson's
@@ -193,23 +193,19 @@ def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float = 1e-4) -> Scalar:
     where it is used many times.
     """
     c = a.mean.shape[0]
-    root = _root(b, jitter) if b.root is None else b.root
+    root: Any = with_root(b, jitter=jitter).root if b.root is None else b.root
     ridge = _ridge(b, jitter)
     cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
     traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
     return mse(a.mean, b.mean) + (traces - 2 * cross) / c
 
 
-def with_root(g: Gaussian, *, jitter: float = 1e-4) -> Gaussian:
+def with_root(g: Gaussian, *, jitter: float | Scalar = 1e-4) -> Gaussian:
     """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
-    return g._replace(root=_root(g, jitter))
+    return g._replace(root=sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
 
 
-def _root(g: Gaussian, jitter: float) -> Float[Array, "c c"]:
-    return sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0]
-
-
-def _ridge(g: Gaussian, jitter: float) -> Scalar:
+def _ridge(g: Gaussian, jitter: float | Scalar) -> Scalar:
     """What is added to the diagonal of a `Gaussian`'s covariance, > 0."""
     variance = jnp.maximum(jnp.trace(g.covariance) / g.mean.shape[0], 0)
     floor = VARIANCE_FLOOR * (variance + (g.mean**2).mean())
@@ -255,7 +251,7 @@ _trace_sqrtm.defvjp(_trace_sqrtm_forward, lambda inverse, g: (0.5 * g * inverse.
 # --- priors: images [H, W, C] -> a number, or a statistic of images
 
 
-def total_variation(image: Activations, *, power: float = 2.0) -> Scalar:
+def total_variation(image: Activations, *, power: float | int = 2.0) -> Scalar:
     """Mean over pixels of |dx|^power + |dy|^power, summed over channels; dx, dy are differences of neighbors.
 
     Kitov's three forms: squared (power=2), absolute (power=1), and any power > 0 (for 2 it is also the form of
@@ -327,32 +323,19 @@ def content(
     return layerwise(features, targets, statistic=activations, distance=distance, weights=weights)
 
 
-def style(
-    features: Layers,
-    targets: Mapping[str, Any],
-    *,
-    statistic: Statistic = gram,
-    distance: Distance = mse,
-    weights: Mapping[str, Any] | None = None,
-    masks: Mapping[str, Any] | None = None,
-) -> Any:
-    """Style loss: distance of the features' statistic from the style image's (arXiv 1508.06576, eq. 4 and 5)."""
-    return layerwise(features, targets, statistic=statistic, distance=distance, weights=weights, masks=masks)
+# Style loss: distance of the features' statistic from the style image's (arXiv 1508.06576, eq. 4 and 5).
+style = layerwise
 
 
-def lpips(
-    features: Layers, targets: Layers, *, heads: Mapping[str, Float[Array | np.ndarray, " _"]] | None = None
-) -> Any:
+def lpips(features: Layers, targets: Layers, *, heads: Mapping[str, Any] | None = None) -> Any:
     """LPIPS between features and targets: 0 is equal (Zhang 2018, arXiv 1801.03924, eq. 1).
 
-    Squared differences of the feature vectors' directions, mean over pixels, sum over layers.
+    Squared differences of the feature vectors' directions, mean over pixels, sum over layers. Raises ValueError for a
+    layer that is not among the features.
 
     Args:
-        heads: {layer: weights of the channels} (`nstjax.metrics.load_heads`); None weighs all by 1, which is twice the
-            cosine distance.
-
-    Raises:
-        ValueError: a layer is not among the features.
+        heads: {layer: weights of the channels [C]} (`nstjax.metrics.load_heads`); None weighs all by 1, which is twice
+            the cosine distance.
     """
     check_layers(features, targets)
     total: Any = 0.0
