@@ -7,7 +7,6 @@ of the saved picture.
 """
 
 import argparse
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +16,8 @@ from tqdm import tqdm
 
 from nstjax import features, images, losses, objectives, solvers, terminal
 from nstjax.features import vgg
+from nstjax.weights import PICTURES
 
-PICTURES = Path(__file__).parent.parent / "nstjax" / "pictures"
 STYLE = [f"relu{block}_1" for block in range(1, 6)]
 
 
