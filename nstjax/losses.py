@@ -153,9 +153,8 @@ def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Array]:
     """Mean, and deviations [HW, C] from it scaled so that their squares sum to the variance."""
     h, w, c = x.shape
     x = x.reshape(h * w, c)
-    share = (
-        jnp.full((h * w, 1), 1 / (h * w)) if mask is None else mask.reshape(h * w, 1) / jnp.maximum(mask.sum(), 1e-6)
-    )
+    even = jnp.full((h * w, 1), 1 / (h * w))
+    share = even if mask is None else mask.reshape(h * w, 1) / jnp.maximum(mask.sum(), 1e-6)
     mean = (share * x).sum(0)
     return mean, jnp.sqrt(share) * (x - mean)
 
@@ -283,7 +282,7 @@ def laplacian(image: Activations, *, pool: int = 4) -> Float[Array, "h//{pool} w
 
 
 def layerwise(
-    features: Layers,
+    features: Mapping[str, Float[Array | np.ndarray, "_ _ _"] | Sums],
     targets: Mapping[str, Any],
     *,
     statistic: Statistic = gram,
@@ -293,13 +292,13 @@ def layerwise(
 ) -> Any:
     """Sum over the layers of `targets` of weight * distance(statistic(features), target), a scalar.
 
+    Raises ValueError for a layer that is not among the features.
+
     Args:
+        features: {layer: activations, or their `Sums`}.
         targets: {layer: a statistic}.
         weights: {layer: number}, 1 for each by default.
         masks: {layer: [h, w]}, none by default.
-
-    Raises:
-        ValueError: a layer is not among the features.
     """
     check_layers(features, targets)
     total: Any = 0.0

@@ -1,6 +1,6 @@
 """How near two images are, as numbers to report. Images are [H, W, 3] in [0, 1]; all is pure, under jit and vmap.
 
-    mse, psnr, ssim                    pixels: against a picture that should be equal, such as a reconstruction
+    mse, psnr, ssim                    pixels: against an image that should be equal, such as a reconstruction
     lpips                              what people see: against the content image, how much of it is still there
     content_distance, style_distance   0 is reached, 1 is as far as a start: how far a transfer has got
     frechet                            two clouds of features, of two images or of two collections

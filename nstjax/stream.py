@@ -21,7 +21,7 @@ from nstjax.errors import InputError
 from nstjax.features import vgg
 
 Shape = tuple[int, ...]  # of an image, (H, W, 3)
-Rows = Float[Array, "h w c"]  # some rows of an image or a layer
+Rows = Float[Array, "_ _ _"]  # some rows of an image or a layer, [h, w, c]
 Sums = dict[str, PyTree]  # {layer: sums}
 Activations = dict[str, Float[Array, "_ _ _"]]  # {layer: [h, w, c]}
 Maps = Mapping[str, Any]  # {layer: tree of arrays [h, w, ...]}
@@ -63,7 +63,7 @@ def _segment(blocks: tuple[int, ...], rows: int | None, layers: Sequence[str]) -
     return Segment(blocks, rows and max(step, rows // step * step), -(-halo // step) * step)
 
 
-def plan(shape: Shape, layers: Sequence[str], *, limit: float) -> Plan:
+def plan(shape: Shape, layers: Sequence[str], *, limit: float | int) -> Plan:
     """Return segments for an image whose workspace stays under `limit` bytes, if possible.
 
     `limit` is for what the network needs beside parameters, targets and images; a strip has at least 16 rows.

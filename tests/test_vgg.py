@@ -202,3 +202,13 @@ def test_numbers_of_a_layer_are_those_of_its_activations(layer):
         np.zeros((64, 64, 3), np.float32),
     )
     assert vgg.numbers(layer) == np.prod(shapes[layer].shape) / 64**2
+
+
+def test_place():
+    assert vgg.place("relu4_2") == (4, 2, "relu") and vgg.place("pool3")[::2] == (3, "pool")
+    for network in vgg.BLOCKS:
+        places = [vgg.place(name)[:2] for name in vgg.layer_names(network)]
+        assert places == sorted(places)
+    for name in ("relu4_5", "conv6_1", "pool0", "mean", "relu4"):
+        with pytest.raises(ValueError, match=f"no layer '{name}'"):
+            vgg.place(name)
