@@ -124,7 +124,7 @@ def measure(
     maps: Maps,
     *,
     keep: Iterable[str] = (),
-    plan: Callable[[Shape, Sequence[str]], Plan],
+    plan: Callable[[Shape, Sequence[str]], Plan] | None,
     mesh: jax.sharding.Mesh | None = None,
     pool: Callable[[Any], Array] = vgg.max_pool,
     edge: str = "zero",
@@ -138,7 +138,7 @@ def measure(
             for rows inside the image, or None if all are; height: of the whole layer.
         maps: {layer: tree of arrays [H, W, ...] of the layer's size}; `part` is given the same rows of them as of the
             activations.
-        plan: (the image's shape, layers) -> segments, such as the function of that name.
+        plan: (the image's shape, layers) -> segments, such as the function of that name; None: all at once.
         mesh: split the rows over its devices instead.
         pool, edge: see `vgg.features`.
     """
@@ -149,7 +149,8 @@ def measure(
     kept: Activations = {}
     x: Any = jnp.asarray(image)
     block = partial(vgg.block, pool=pool, edge=edge)
-    chosen = plan(image.shape, layers) if mesh is None else segments(layers, rows=lambda blocks: None)
+    whole = segments(layers, rows=lambda blocks: None)
+    chosen = whole if plan is None or mesh is not None else plan(image.shape, layers)
     heights = [image.shape[0] // 2**level for level in range(6)]
     for segment in chosen:
         first, last = segment.blocks[0], segment is chosen[-1]
