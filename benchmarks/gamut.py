@@ -7,8 +7,6 @@ of the saved picture.
 """
 
 import argparse
-from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +16,8 @@ from tqdm import tqdm
 
 from nstjax import features, images, losses, objectives, solvers, terminal
 from nstjax.features import vgg
+from nstjax.weights import PICTURES
 
-PICTURES = Path(__file__).parent.parent / "nstjax" / "pictures"
 STYLE = [f"relu{block}_1" for block in range(1, 6)]
 
 
@@ -94,7 +92,7 @@ def main():
     args = parser.parse_args()
 
     content, style = (images.load(path, size=args.size) for path in (args.content, args.style))
-    objective, targets = objectives.neural_style(vgg.features, statistic=partial(losses.gram, normalization="johnson"))
+    objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
     data = jax.jit(targets)(
         features.load("vgg19"),
         content,

@@ -29,7 +29,7 @@ def evaluation(params, size, *, styles=1, devices=1):
     mesh = stream.mesh(devices) if devices > 1 else None
     objective, targets = objectives.neural_style(
         vgg.features,
-        statistic=partial(losses.gram, normalization="johnson"),
+        statistic=losses.gram,
         measure=partial(stream.measure, plan=plan, mesh=mesh),
     )
     rng = np.random.default_rng(0)

@@ -45,7 +45,7 @@ def gatys(size, limit=None):
     )
     objective, targets = objectives.neural_style(
         vgg.features,
-        statistic=partial(losses.gram, normalization="johnson"),
+        statistic=losses.gram,
         measure=partial(stream.measure, plan=plan),
     )
     rng = np.random.default_rng(0)

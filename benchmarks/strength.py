@@ -14,9 +14,9 @@ import tempfile
 from pathlib import Path
 
 from nstjax import objectives
+from nstjax.weights import PICTURES
 
 ROOT = Path(__file__).parent.parent
-PICTURES = ROOT / "nstjax" / "pictures"
 RATIO = 4  # the `balance` of the default preset
 
 

@@ -27,16 +27,13 @@ CONTENT = "conv4_2"
 
 def network():
     """VGG-19's convolutions up to conv5_1, as {name: (kernel, bias)}, and the mean to subtract."""
-    tree = weights.load("vgg19")
-    layers = {
-        name: (
-            torch.tensor(p["kernel"].transpose(3, 2, 0, 1)).contiguous(memory_format=torch.channels_last),
-            torch.tensor(p["bias"]),
-        )
-        for name, p in tree.items()
-        if name != "mean"
-    }
-    return layers, torch.tensor(tree["mean"]).view(1, 3, 1, 1)
+    arrays, layers = weights.read(weights.bundled("vgg19.safetensors")), {}
+    for name in sorted(name.removesuffix("/codes") for name in arrays if name.endswith("/codes")):
+        kernel = arrays[f"{name}/palette"][arrays[f"{name}/codes"]]
+        kernel = weights.fold(kernel, weights.CAFFE) if name == "conv1_1" else kernel
+        kernel = torch.tensor(kernel.transpose(3, 2, 0, 1)).contiguous(memory_format=torch.channels_last)
+        layers[name] = kernel, torch.tensor(arrays[f"{name}/bias"])
+    return layers, torch.tensor(weights.MEANS[weights.CAFFE]).view(1, 3, 1, 1)
 
 
 def features(net, image):

@@ -203,14 +203,14 @@ def losses_of(variant, *, swag, strength, temperature):
         extract = features.softened(plain, temperature=params["temperature"]) if swag else plain
         return extract(params["network"], image)
 
-    statistic = partial(losses.gram, normalization="johnson")
+    statistic = losses.gram
     objective, targets = objectives.neural_style(extract, statistic=statistic)
 
     @jax.jit
     def balanced(network, photograph, painting):
         acts = plain(network, photograph)
         params = {"network": network, "temperature": {name: temperature * acts[name].std() for name in layers}}
-        styles = [objectives.plain_style(painting)]
+        styles = [objectives.Style(painting)]
         each = {
             "content_layers": dict.fromkeys(variant.content, 1.0),
             "style_layers": dict.fromkeys(variant.style, 1.0),

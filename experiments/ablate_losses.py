@@ -38,7 +38,7 @@ ALPHAS = {128: 5e-6, 256: 1e-6, 512: 1e-7}  # Augustins's, of each size
 # first, the content is kept as by the baseline at that size.
 HEAVIER = 1e4
 CELLS = 4  # cells of a side, in which statistics are taken patch by patch
-gram = partial(losses.gram, normalization="johnson")
+gram = losses.gram
 
 
 def style_term(statistic, distance=losses.mse):
@@ -59,7 +59,7 @@ def prior(power):
 KEEP = {
     "content": lambda x, image, target: losses.content(x["vgg19"], target),
     "content_charbonnier": lambda x, image, target: losses.content(x["vgg19"], target, distance=losses.charbonnier),
-    "perceptual": lambda x, image, target: losses.perceptual(x["vgg16"], target["of"], heads=target["heads"]),
+    "perceptual": lambda x, image, target: losses.lpips(x["vgg16"], target["of"], heads=target["heads"]),
     "laplacian": lambda x, image, target: losses.mse(losses.laplacian(image), target),
 }
 CHANGE = {
@@ -79,7 +79,7 @@ GATYS = {
     "gatys_content": lambda x, image, target: sum(
         ((x["vgg19"][name] - y) ** 2).sum() / 2 for name, y in target.items()
     ),
-    "gatys_style": lambda x, image, target: style_term(losses.gram)(x, image, target) / 4,
+    "gatys_style": lambda x, image, target: style_term(partial(losses.gram, normalization="hw"))(x, image, target) / 4,
 }
 TERMS = KEEP | CHANGE | GATYS
 
@@ -264,7 +264,7 @@ def targets(terms, params, photograph, painting, picture, heads):
         "laplacian": lambda: losses.laplacian(photograph),
         "style": lambda: style(gram, EVERY),
         "style_charbonnier": lambda: style(gram, EVERY),
-        "gatys_style": lambda: style(losses.gram, AUGUSTINS),
+        "gatys_style": lambda: style(partial(losses.gram, normalization="hw"), AUGUSTINS),
         # Cells of block 5 would be too small.
         "cells": lambda: style(whole, some),
         "composition": lambda: style(partial(patches.patchwise, statistic=gram, grid=CELLS), some),

@@ -122,7 +122,7 @@ def main(
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
     first = studies.beginning(init, photograph, flags.seed)
     extract = partial(vgg.features, edge="replicate")
-    objective, targets = objectives.neural_style(extract, statistic=partial(losses.gram, normalization="johnson"))
+    objective, targets = objectives.neural_style(extract, statistic=losses.gram)
 
     balanced = studies.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
     data = cache(lambda: balanced(params, photograph, painting))

@@ -23,9 +23,9 @@ from nstjax.errors import InputError, printable
 class Flags(NamedTuple):
     """Paint a photo in the style of a painting."""
 
-    content: Path = images.PICTURES / "astronaut.jpg"
+    content: Path = weights.PICTURES / "astronaut.jpg"
     """the photo."""
-    style: tuple[Path, ...] = (images.PICTURES / "gale.jpg",)
+    style: tuple[Path, ...] = (weights.PICTURES / "gale.jpg",)
     """one painting or several, which are blended, or painted each into its --content-mask."""
     output: Path = Path("gatys.png")
     """the image to write: .png, .jpg, .webp, .tif or .bmp."""
@@ -73,7 +73,7 @@ def main() -> None:
     held = {"regions": len(flags.content_mask), "reading": int(reading)}
     budget = neural_style.budget(recipe, shape, sizes, limit=limit, devices=devices, **held)
     command.keep_within(limit, budget, neural_style.describe(recipe, shape, budget, devices=devices))
-    usual = images.load(images.PICTURES / "astronaut.jpg", size=256)
+    usual = images.load(weights.PICTURES / "astronaut.jpg", size=256)
     params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
     more = {"init": init, "seed": flags.seed, "params": params, "budget": budget, "devices": devices}
     painting = neural_style.paint(content, styles, preset=recipe, **more)

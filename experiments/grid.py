@@ -26,9 +26,9 @@ from nstjax.errors import InputError, printable
 class Flags(NamedTuple):
     """Paint every combination of photos, paintings, seeds and style weights, and a labeled sheet of them all."""
 
-    content: tuple[Path, ...] = (images.PICTURES / "astronaut.jpg",)
+    content: tuple[Path, ...] = (weights.PICTURES / "astronaut.jpg",)
     """the photos."""
-    style: tuple[Path, ...] = (images.PICTURES / "gale.jpg",)
+    style: tuple[Path, ...] = (weights.PICTURES / "gale.jpg",)
     """the paintings."""
     seeds: tuple[int, ...] = (0,)
     """of --init noise."""
@@ -109,7 +109,7 @@ def paint(flags, recipe, labels, paths):
     limit, devices = command.start(flags.machine)
     jobs, budget = load(flags, recipe, list(labels), limit, devices)
     command.keep_within(limit, budget)
-    usual = images.load(images.PICTURES / "astronaut.jpg", size=256)
+    usual = images.load(weights.PICTURES / "astronaut.jpg", size=256)
     params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
     done: dict[Cell, np.ndarray] = {}
     # Open until all is saved, so that a signal cannot lose what was painted; a second one can.

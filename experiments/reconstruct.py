@@ -69,12 +69,12 @@ def main(
     originals = {"content": photograph, "style": cut(style, photograph.shape[:2])}
     params = features.load("vgg19", weights, layers=layers, like=photograph)
     noise = studies.beginning("noise", photograph, flags.seed)
-    objective, targets = objectives.neural_style(vgg.features, statistic=partial(losses.gram, normalization="johnson"))
+    objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
 
     def prepare(of, chosen, among):
         """The noise, and data in which an error of a layer as large as what it should hold is a loss of 1."""
         every = dict.fromkeys(among, 1.0)
-        painting = objectives.plain_style(originals["style"])
+        painting = objectives.Style(originals["style"])
         terms = {name: float(name == of) for name in ("content", "style")}
         data = jax.jit(targets)(params, photograph, [painting], weights=terms, content_layers=every, style_layers=every)
         should = {"content_layers": data["content"], "style_layers": data["styles"][0]["targets"]}

@@ -142,7 +142,7 @@ def balanced(objective, targets, *, content, style, strength) -> Callable:
     @jax.jit
     def data(params, photograph, painting):
         ones = {"content": 1.0, "style": 1.0}
-        data = targets(params, photograph, [objectives.plain_style(painting)], weights=ones, **layers)
+        data = targets(params, photograph, [objectives.Style(painting)], weights=ones, **layers)
         return objectives.balance(objective, data, photograph, strength=strength)
 
     return data

@@ -85,7 +85,7 @@ def main(
 
     content_layers = {} if texture else CONTENT_LAYERS
     params = features.load(flags.network, layers=(*content_layers, *STYLE_LAYERS))
-    gram = partial(losses.gram, normalization="johnson")
+    gram = losses.gram
     acts = jax.jit(vgg.features)(params, painting)
     targets = {
         "network": params,

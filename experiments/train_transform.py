@@ -67,7 +67,7 @@ def main(
     photographs = training.photographs(source, flags.crop)
 
     params = features.load(flags.network, layers=(*CONTENT_LAYERS, *STYLE_LAYERS))
-    gram = partial(losses.gram, normalization="johnson")
+    gram = losses.gram
     acts = jax.jit(vgg.features)(params, painting)
     targets = {
         "network": params,

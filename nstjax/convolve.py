@@ -5,10 +5,20 @@ on GPU and TPU, and for narrow layers: `jax.lax.conv_general_dilated`.
 """
 
 import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
+
+Kernel = Float[Array | np.ndarray, "3 3 before after"]
+Transformed = Float[Array | np.ndarray, "36 before after"]
+Backward = Float[Array | np.ndarray, "3 3 after before"] | Float[Array | np.ndarray, "36 after before"]
+Bias = Float[Array | np.ndarray, " after"]
+Activations = Float[Array | np.ndarray, "h w before"]  # jax itself calls rules for gradients with numpy's arrays
+Params = dict[str, Array | np.ndarray]
 
 # F(4x4, 3x3) with interpolation points 0, 1, -1, 2, -2 and infinity: y = At [(G k Gt) * (Bt x B)] A.
 INPUT_TRANSFORM = np.array(
@@ -28,13 +38,13 @@ OUTPUT_TRANSFORM = np.array(
 )
 
 
-def plain(kernel, bias):
-    """Parameters of `conv` for a kernel [3, 3, in, out] and a bias [out], computed by XLA's own convolution."""
+def plain(kernel: Kernel, bias: Bias) -> Params:
+    """Return parameters of `conv`, which XLA's own convolution then computes."""
     return {"kernel": kernel, "bias": bias}
 
 
-def winograd(kernel, bias):
-    """Parameters of `conv` for a kernel [3, 3, in, out] and a bias [out], computed by Winograd's F(4x4, 3x3).
+def winograd(kernel: Kernel, bias: Bias) -> Params:
+    """Return parameters of `conv`, which Winograd's F(4x4, 3x3) then computes.
 
     Both transformed kernels, of the convolution and of its gradient, are made here, once and in numpy: passed as
     arguments of jit they cost no compile time.
@@ -43,29 +53,33 @@ def winograd(kernel, bias):
     return both | {name: transform_kernel(np.asarray(both[name], np.float32)) for name in ("forward", "backward")}
 
 
-def compact(kernel, bias):
-    """Parameters of `conv` as from `winograd` in an eighth of the memory: the kernel is transformed at every call.
+def compact(kernel: Kernel, bias: Bias) -> Params:
+    """Return parameters of `conv` as from `winograd` in an eighth of the memory.
 
-    An evaluation of Gatys's loss at 512 px takes a tenth longer.
+    The kernel is transformed at every call: an evaluation of Gatys's loss at 512 px takes a tenth longer.
     """
     return {"compact": kernel, "bias": bias}
 
 
-def direct(kernel, bias):
-    """Parameters of `conv` as from `plain`, with its gradient's kernel: XLA's own gradient is slow in loops on CPU."""
+def direct(kernel: Kernel, bias: Bias) -> Params:
+    """Return parameters of `conv` as from `plain`, with its gradient's kernel.
+
+    XLA's own gradient is slow in loops on CPU.
+    """
     return {"forward": kernel, "backward": np.ascontiguousarray(flipped(kernel)), "bias": bias}
 
 
-def flipped(kernel):
-    """The kernel [3, 3, out, in] by which the gradient of a convolution with `kernel` [3, 3, in, out] is computed."""
+def flipped(kernel: Kernel) -> Float[Array | np.ndarray, "3 3 after before"]:
+    """Return the kernel by which the gradient of a convolution with `kernel` is computed."""
     return kernel[::-1, ::-1].swapaxes(2, 3)
 
 
-def conv(x, p):
-    """3x3 convolution [H, W, in] -> [H, W, out], stride 1, zero padding.
+def conv(x: Activations, p: Mapping[str, Any]) -> Float[Array, "h w after"]:
+    """3x3 convolution, stride 1, zero padding.
 
-    p: parameters from `plain`, or from `winograd`, `compact` or `direct`, with which it can be differentiated by x and
-    the bias alone, and in reverse mode only.
+    Args:
+        p: parameters from `plain`, or from `winograd`, `compact` or `direct`, with which it can be differentiated by x
+            and the bias alone, and in reverse mode only.
     """
     if "kernel" in p:
         return _convolved(x, p["kernel"]) + p["bias"]
@@ -74,18 +88,20 @@ def conv(x, p):
     return _linear(x, p["forward"], p["backward"]) + p["bias"]
 
 
-def _convolved(x, kernel):
+def _convolved(x: Activations, kernel: Kernel) -> Float[Array, "h w after"]:
     dims = ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(x[None], kernel, (1, 1), "SAME", dimension_numbers=dims)[0]
+    return jax.lax.conv_general_dilated(
+        jnp.asarray(x)[None], jnp.asarray(kernel), (1, 1), "SAME", dimension_numbers=dims
+    )[0]
 
 
-def transform_kernel(kernel):
-    """A kernel [3, 3, in, out] as Winograd's products take it, [36, in, out]."""
+def transform_kernel(kernel: Kernel) -> Transformed:
+    """Return a kernel as Winograd's products take it."""
     both = np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).astype(np.float32)
     return (both @ kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
 
 
-def _combine(matrix, parts, *, axis):
+def _combine(matrix: Float[np.ndarray, "out n"], parts: Sequence[Array], *, axis: int) -> Array:
     """Products of a small constant matrix's rows with a list of arrays, stacked; additions unrolled for XLA to fuse."""
     rows = ([float(c) * part for c, part in zip(row, parts, strict=True) if c] for row in matrix)
     return jnp.stack([functools.reduce(jnp.add, row) for row in rows], axis=axis)
@@ -93,8 +109,8 @@ def _combine(matrix, parts, *, axis):
 
 # Compiled into whatever calls it; jit here only keeps Python from tracing the same hundreds of additions many times.
 @jax.jit
-def _winograd(x, u):
-    """3x3 convolution of x [H, W, in] with a transformed kernel u [36, in, out], zero padding."""
+def _winograd(x: Activations, u: Transformed) -> Float[Array, "h w after"]:
+    """3x3 convolution with a transformed kernel, zero padding."""
     h, w, _ = x.shape
     rows, cols = -(-h // 4), -(-w // 4)
     x = jnp.pad(x, ((1, 4 * rows - h + 1), (1, 4 * cols - w + 1), (0, 0)))
@@ -110,7 +126,7 @@ def _winograd(x, u):
 # The gradient of a convolution is a convolution with the flipped kernel: XLA would instead transpose every slice and
 # sum of the transforms, which is slow.
 @jax.custom_vjp
-def _linear(x, forward, backward):
+def _linear(x: Activations, forward: Kernel | Transformed, backward: Backward) -> Float[Array, "h w after"]:
     return (_convolved if forward.ndim == 4 else _winograd)(x, forward)
 
 
@@ -121,7 +137,7 @@ _linear.defvjp(
 
 
 @jax.custom_vjp
-def _compact(x, kernel):
+def _compact(x: Activations, kernel: Kernel) -> Float[Array, "h w after"]:
     # A zero made of what arrives: XLA would otherwise transform all layers' kernels at the start of the program.
     return _winograd(x, transform_kernel(kernel + 0 * x[0, 0, 0]))
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nstjax import files, images
-from nstjax.errors import InputError
+from nstjax.errors import InputError, reason
 from nstjax.optional import needed
 
 _JPEG, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm")
@@ -92,14 +92,14 @@ def coco(data_dir=None, *, split="train", downloads=None) -> Source:
         why = f"COCO is prepared in {found[-1]} in a format that only TensorFlow reads; name another folder"
         raise files.refusal(root, why) from error
     except Exception as error:  # an unknown split, a file missing or damaged: all fail in their own ways
-        raise files.refusal(root, f"COCO's {split!r} cannot be read as array_record ({_reason(error)})") from error
+        raise files.refusal(root, f"COCO's {split!r} cannot be read as array_record ({reason(error)})") from error
 
     def read(number, *, short, least):
         name = f"coco/2017 {split}, picture {number}"
         try:
             file = io.BytesIO(records[number]["image"])
         except Exception as error:  # a damaged record fails in its own way
-            raise files.refusal(name, f"cannot be read ({_reason(error)})") from error
+            raise files.refusal(name, f"cannot be read ({reason(error)})") from error
         file.name = name  # type: ignore[attr-defined]
         return images.load(file, size=_fit(images.shape(file), short), source_minimum=least)
 
@@ -207,7 +207,7 @@ def _names(path):
             with os.scandir(current) as entries:
                 found = [(entry.name, kind) for entry in entries if (kind := _kind(entry))]
         except OSError as error:
-            refusal = files.refusal(current, f"cannot be listed ({_reason(error)}); check the folder")
+            refusal = files.refusal(current, f"cannot be listed ({reason(error)}); check the folder")
             if current == os.fspath(path):
                 raise refusal from error
             _log.warning("skipped %s", refusal)
@@ -248,10 +248,4 @@ def _prepare(tfds, root, downloads):
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_dir=downloads, download_config=config)
     except Exception as error:  # the network, the disk, a checksum, a missing package: TFDS raises many kinds
-        raise files.refusal(root, f"COCO cannot be prepared ({_reason(error)})") from error
-
-
-def _reason(error):
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+        raise files.refusal(root, f"COCO cannot be prepared ({reason(error)})") from error

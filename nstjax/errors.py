@@ -16,12 +16,19 @@ class InputError(ValueError):
         self.argument = argument
 
 
+def reason(error: BaseException) -> str:
+    """Return what went wrong, in one line: the system's words if there are any, else the error's first line or type."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
 def printable(text: object) -> str:
     """One line that a terminal shows as it is: `str(text)` with control, bidi and undecodable characters escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 
-def _escaped(character):
+def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # how Python decodes a byte of a name that is not UTF-8 (PEP 383)
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstjax import files, nets, torchfile
+from nstjax import files, nets
+from nstjax.weights import torchfile
 
 SUFFIXES = (".pth", ".pt", ".model", ".npz")
 ROOM = 2**27  # bytes; the nets have 7 MB

@@ -21,7 +21,6 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from nstjax import decoding, files, host, profiles, tiff
 from nstjax.errors import InputError
 
-PICTURES = Path(__file__).parent / "pictures"  # the bundled photo and painting
 MARK = {"Software": "nstjax"}  # metadata of images that later runs may replace
 MAX_PIXELS = 500_000_000  # more is a mistake or an attack
 HUGE_PIXELS = 64_000_000  # above this JPEGs are decoded at a reduced scale, and one picture at a time

@@ -1,33 +1,48 @@
-"""What style transfer compares and how: statistics of features, distances between them, priors on pictures.
+"""What style transfer compares and how: statistics of features, distances between them, priors on images.
 
 Every function is pure and works under jit, grad and vmap. A loss is a distance between statistics, layer by layer:
 
     layerwise(features, targets, statistic=gram, distance=mse, weights={"relu1_1": 1.0, ...})
 
-where `targets` are the statistics of the content or style picture's features. Features are [H, W, C].
+where `targets` are the statistics of the content or style image's features. Features are [H, W, C].
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+Activations = Float[Array | np.ndarray, "h w c"]
+Mask = Float[Array | np.ndarray, "h w"]  # weights of the pixels, >= 0
+Layers = Mapping[str, Float[Array | np.ndarray, "_ _ _"]]  # {layer: activations [h, w, c]}
+Vector = Float[Array | np.ndarray, " c"]
+Matrix = Float[Array | np.ndarray, "c c"]
+Scalar = Float[Array, ""]
+Statistic = Callable[..., Any]  # (activations, mask=...) -> what is compared
+Distance = Callable[[Any, Any], Any]  # two statistics -> a number >= 0
 
 # --- statistics: features [H, W, C] -> what is compared
 
 
-def activations(x, *, mask=None):
-    """The features themselves, [H, W, C]: content (Gatys 2015, arXiv 1508.06576, eq. 1); a mask [H, W] fades them."""
+def activations(x: Activations, *, mask: Mask | None = None) -> Activations:
+    """The features themselves: content (Gatys 2015, arXiv 1508.06576, eq. 1). They are multiplied by the mask."""
     return x if mask is None else x * mask[..., None]
 
 
-def swag(x, *, mask=None, temperature=1.0):
-    """SWAG's softmax over all channels and positions of features [H, W, C], scaled to mean 1 (theirs has the sum 1).
+def swag(x: Activations, *, mask: Mask | None = None, temperature: float | Scalar = 1.0) -> Float[Array, "h w c"]:
+    """SWAG's softmax over all channels and positions, scaled to mean 1 (theirs has the sum 1).
 
     Compared in place of the features, for content and before Gram matrices, it keeps the few large activations of
     residual networks from deciding alone (Wang 2021, arXiv 2104.05623). The scale makes losses independent of the
-    picture's size. temperature: what activations are divided by first. It decides how many positions count: in the
-    bundled SqueezeNet one in ten thousand at one standard deviation of the layer, nearly all at four; ten paint well. A
-    mask [H, W] >= 0 weights the pixels: the mean is over them, and where it is 0, so is the result.
+    image's size.
+
+    Args:
+        temperature: what activations are divided by first. It decides how many positions count: in the bundled
+            SqueezeNet one in ten thousand at one standard deviation of the layer, nearly all at four; ten paint well.
+        mask: the mean is weighted by it, and where it is 0, so is the result.
     """
     weight = jnp.ones((*x.shape[:2], 1)) if mask is None else mask[..., None]
     x = jnp.where(weight > 0, x / temperature, -jnp.inf)
@@ -45,17 +60,17 @@ class Sums(NamedTuple):
     covariance's error is about 1e-7 of the squared distance of the mean from the origin.
     """
 
-    weight: jax.Array  # [], the number of pixels, or the mask's sum
-    first: jax.Array  # [C]
-    second: jax.Array  # [C, C]
-    origin: jax.Array | None = None  # [C]; None is 0
+    weight: Float[Array, ""]  # the number of pixels, or the mask's sum
+    first: Vector
+    second: Matrix
+    origin: Vector | None = None  # None is 0
 
 
-def sums(x, *, mask=None, origin=None):
-    """`Sums` of features [H, W, C], their pixels weighted by a mask [H, W] >= 0.
+def sums(x: Activations, *, mask: Mask | None = None, origin: Vector | None = None) -> Sums:
+    """`Sums` of features, their pixels weighted by the mask.
 
     With an origin, products are summed about the features' own mean and then moved to the origin: where features hardly
-    vary, as in one colour, thousands of equal products of the distance between the two would each be rounded alike, and
+    vary, as in one color, thousands of equal products of the distance between the two would each be rounded alike, and
     the variance that is left when the mean's square is subtracted would be negative.
     """
     h, w, c = x.shape
@@ -74,74 +89,72 @@ def sums(x, *, mask=None, origin=None):
 
 
 # What F F^T is divided by, for features of n positions and c channels.
-GRAM_NORMALIZATIONS = {
-    "gatys": lambda n, c: 1,
-    "kitov": lambda n, c: n,
-    "johnson": lambda n, c: n * c,
-    "restynet": lambda n, c: 2 * n * c,
+GRAM_NORMALIZATIONS: dict[str, Callable[[Any, int], Any]] = {
+    "none": lambda n, c: 1,
+    "hw": lambda n, c: n,
+    "chw": lambda n, c: n * c,
+    "2chw": lambda n, c: 2 * n * c,
 }
 
 
-def gram(x, *, mask=None, normalization="kitov"):
-    """Gram matrix F F^T [C, C] of features [H, W, C] or their `Sums`, divided according to `normalization`:
+def gram(x: Activations | Sums, *, mask: Mask | None = None, normalization: str = "chw") -> Matrix:
+    """Gram matrix F F^T of features or of their `Sums`, divided by what `normalization` names:
 
-    - "gatys": by 1 (arXiv 1508.06576, eq. 3; its style loss is then `sum / (4 C^2 (HW)^2)` over entries);
-    - "kitov": by HW, the mean over pixels, which does not depend on the picture's size (Kitov's lecture);
-    - "johnson": by CHW (Johnson 2016, arXiv 1603.08155, eq. 3);
-    - "restynet": by 2CHW, which puts the 1/(4 C^2 (HW)^2) of Gatys's style loss (eq. 4) into the matrix.
+    - "none" (Gatys 2015, arXiv 1508.06576, eq. 3; his style loss is then `sum / (4 C^2 (HW)^2)` over entries);
+    - "hw": the mean over pixels, which does not depend on the image's size (Kitov's lecture);
+    - "chw" (Johnson 2016, arXiv 1603.08155, eq. 3);
+    - "2chw" (RestyNet), which puts the 1/(4 C^2 (HW)^2) of Gatys's style loss (eq. 4) into the matrix.
 
-    A mask [H, W] >= 0 weights the pixels, and its sum takes the place of HW (guided Gram matrix of Gatys 2017,
-    arXiv 1611.07865, eq. 4, where it is the square of their guidance channel). Raises ValueError for other names.
+    The mask's sum takes the place of HW (guided Gram matrix of Gatys 2017, arXiv 1611.07865, eq. 4, where the mask is
+    the square of their guidance channel). Raises ValueError for other names.
     """
     if normalization not in GRAM_NORMALIZATIONS:
         raise ValueError(f"no Gram normalization {normalization!r}; there are {', '.join(GRAM_NORMALIZATIONS)}")
     s = x if isinstance(x, Sums) else sums(x, mask=mask)
     second = s.second
     if s.origin is not None:
-        cross = jnp.outer(s.first, s.origin)
-        second = second + cross + cross.T + s.weight * jnp.outer(s.origin, s.origin)
+        cross = jnp.outer(s.first, jnp.asarray(s.origin))
+        second = second + cross + cross.T + s.weight * jnp.outer(s.origin, jnp.asarray(s.origin))
     return second / GRAM_NORMALIZATIONS[normalization](jnp.maximum(s.weight, 1e-6), second.shape[0])
 
 
-def moments(x, *, mask=None, epsilon=1e-5):
-    """Mean and standard deviation of each channel, [2, C] (AdaIN, Huang 2017, arXiv 1703.06868, eq. 13).
-
-    Of features [H, W, C], weighted by a mask [H, W], or of their `Sums`.
-    """
+def moments(x: Activations | Sums, *, mask: Mask | None = None, epsilon: float = 1e-5) -> Float[Array, "2 c"]:
+    """Mean and standard deviation of each channel (AdaIN, Huang 2017, arXiv 1703.06868, eq. 13)."""
     if isinstance(x, Sums):
         mean, covariance = gaussian(x)[:2]
         variance = jnp.maximum(jnp.diag(covariance), 0)
     else:
-        mean, x = _centered(x, mask)
-        variance = (x**2).sum(0)
+        mean, deviations = _centered(x, mask)
+        variance = (deviations**2).sum(0)
     return jnp.stack([mean, jnp.sqrt(variance + epsilon)])
 
 
 class Gaussian(NamedTuple):
     """A normal distribution of feature vectors; `root`, if known, is the covariance's square root."""
 
-    mean: jax.Array  # [C]
-    covariance: jax.Array  # [C, C]
-    root: jax.Array | None = None  # [C, C]
+    mean: Vector
+    covariance: Matrix
+    root: Matrix | None = None
 
 
-def gaussian(x, *, mask=None):
-    """Mean [C] and covariance [C, C] of the feature vectors [H, W, C] (or of their `Sums`), as a `Gaussian`."""
+def gaussian(x: Activations | Sums, *, mask: Mask | None = None) -> Gaussian:
+    """Mean and covariance of the feature vectors, or of their `Sums`."""
     if isinstance(x, Sums):
         weight = jnp.maximum(x.weight, 1e-6)
         shift = x.first / weight
-        return Gaussian(shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, shift))
-    mean, x = _centered(x, mask)
-    return Gaussian(mean, x.T @ x)
+        return Gaussian(
+            shift + (0 if x.origin is None else x.origin), x.second / weight - jnp.outer(shift, jnp.asarray(shift))
+        )
+    mean, deviations = _centered(x, mask)
+    return Gaussian(mean, deviations.T @ deviations)
 
 
-def _centered(x, mask):
-    """Mean [C], and deviations [HW, C] from it scaled so that their squares sum to the variance."""
+def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Array]:
+    """Mean, and deviations [HW, C] from it scaled so that their squares sum to the variance."""
     h, w, c = x.shape
     x = x.reshape(h * w, c)
-    share = (
-        jnp.full((h * w, 1), 1 / (h * w)) if mask is None else mask.reshape(h * w, 1) / jnp.maximum(mask.sum(), 1e-6)
-    )
+    even = jnp.full((h * w, 1), 1 / (h * w))
+    share = even if mask is None else mask.reshape(h * w, 1) / jnp.maximum(mask.sum(), 1e-6)
     mean = (share * x).sum(0)
     return mean, jnp.sqrt(share) * (x - mean)
 
@@ -149,12 +162,12 @@ def _centered(x, mask):
 # --- distances: two statistics of the same shape -> a number >= 0
 
 
-def mse(a, b):
+def mse(a: PyTree, b: PyTree) -> Scalar | float:
     """Mean squared difference of two arrays; of two trees of arrays, the sum over their leaves."""
     return _over_leaves(lambda a, b: jnp.mean((a - b) ** 2), a, b)
 
 
-def charbonnier(a, b, *, epsilon=1e-3):
+def charbonnier(a: PyTree, b: PyTree, *, epsilon: float = 1e-3) -> Scalar | float:
     """Mean of sqrt(d^2 + epsilon^2), a smooth absolute difference (Pandey 2018; Charbonnier 1994); at least epsilon.
 
     Of two trees of arrays, the sum over their leaves.
@@ -162,7 +175,7 @@ def charbonnier(a, b, *, epsilon=1e-3):
     return _over_leaves(lambda a, b: jnp.mean(jnp.sqrt((a - b) ** 2 + epsilon**2)), a, b)
 
 
-def _over_leaves(distance, a, b):
+def _over_leaves(distance: Distance, a: PyTree, b: PyTree) -> Any:
     return sum(jax.tree.leaves(jax.tree.map(distance, a, b)))
 
 
@@ -170,36 +183,36 @@ def _over_leaves(distance, a, b):
 VARIANCE_FLOOR = 1e-5
 
 
-def wasserstein2(a, b, *, jitter=1e-4):
+def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float | Scalar = 1e-4) -> Scalar:
     """Squared Wasserstein-2 distance of two `Gaussian`s, divided by the number of channels.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (B^1/2 A B^1/2)^1/2) (Dowson and Landau 1982; for style: Crowson's
     style-transfer-pytorch). `jitter` times B's mean variance, and at least `VARIANCE_FLOOR` times its mean square, is
-    added to both diagonals, so that one colour has a distance and a gradient, too. Give `b` its `root` (`with_root`)
+    added to both diagonals, so that one color has a distance and a gradient, too. Give `b` its `root` (`with_root`)
     where it is used many times.
     """
     c = a.mean.shape[0]
-    b = with_root(b, jitter=jitter) if b.root is None else b
+    root: Any = with_root(b, jitter=jitter).root if b.root is None else b.root
     ridge = _ridge(b, jitter)
-    cross = _trace_sqrtm(b.root @ (a.covariance + ridge * jnp.eye(c)) @ b.root)
+    cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
     traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
     return mse(a.mean, b.mean) + (traces - 2 * cross) / c
 
 
-def with_root(g, *, jitter=1e-4):
+def with_root(g: Gaussian, *, jitter: float | Scalar = 1e-4) -> Gaussian:
     """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
     return g._replace(root=sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
 
 
-def _ridge(g, jitter):
-    """What is added to the diagonal of a `Gaussian`'s covariance, [] > 0."""
+def _ridge(g: Gaussian, jitter: float | Scalar) -> Scalar:
+    """What is added to the diagonal of a `Gaussian`'s covariance, > 0."""
     variance = jnp.maximum(jnp.trace(g.covariance) / g.mean.shape[0], 0)
     floor = VARIANCE_FLOOR * (variance + (g.mean**2).mean())
     return jnp.maximum(jnp.maximum(jitter * variance, floor), 1e-30)
 
 
-def sqrtm(a, *, iterations=15):
-    """Square root and inverse square root of a symmetric positive semidefinite matrix [C, C].
+def sqrtm(a: Matrix, *, iterations: int = 15) -> tuple[Float[Array, "c c"], Float[Array, "c c"]]:
+    """Square root and inverse square root of a symmetric positive semidefinite matrix.
 
     Newton-Schulz iterations (Higham 2008, Functions of Matrices, eq. 6.35): matrix products alone, which every
     accelerator does well. Eigenvalues under about 1e-5 of the largest are not resolved: the root's are too small there,
@@ -209,7 +222,7 @@ def sqrtm(a, *, iterations=15):
     norm = jnp.maximum(jnp.linalg.norm(a), jnp.finfo(a.dtype).tiny)
     identity = jnp.eye(a.shape[0], dtype=a.dtype)
 
-    def iterate(_, yz):
+    def iterate(_: Any, yz: tuple[Array, Array]) -> tuple[Array, Array]:
         y, z = yz
         product = z @ y
         # The eigenvalues of z y rise from 0..1 to 1; only negative ones grow without bound.
@@ -223,43 +236,43 @@ def sqrtm(a, *, iterations=15):
 
 # d tr(A^1/2) = tr(A^-1/2 dA) / 2, and the iterations give A^-1/2 for nothing.
 @jax.custom_vjp
-def _trace_sqrtm(a):
+def _trace_sqrtm(a: Matrix) -> Scalar:
     return jnp.trace(sqrtm(a)[0])
 
 
-def _trace_sqrtm_forward(a):
+def _trace_sqrtm_forward(a: Matrix) -> tuple[Scalar, Float[Array, "c c"]]:
     root, inverse = sqrtm(a)
     return jnp.trace(root), inverse
 
 
 _trace_sqrtm.defvjp(_trace_sqrtm_forward, lambda inverse, g: (0.5 * g * inverse.T,))
 
-# --- priors: pictures [H, W, C] -> a number, or a statistic of pictures
+# --- priors: images [H, W, C] -> a number, or a statistic of images
 
 
-def total_variation(image, *, power=2.0):
-    """Mean over pixels of |dx|^power + |dy|^power, summed over channels; dx, dy are differences of neighbours.
+def total_variation(image: Activations, *, power: float | int = 2.0) -> Scalar:
+    """Mean over pixels of |dx|^power + |dy|^power, summed over channels; dx, dy are differences of neighbors.
 
     Kitov's three forms: squared (power=2), absolute (power=1), and any power > 0 (for 2 it is also the form of
     Mahendran and Vedaldi 2015, arXiv 1412.0035, with beta = 2).
     """
     h, w = image.shape[:2]
-    # The power of an exact zero has no gradient for powers under 2, and JAX's of abs is 1 there: a flat picture's is 0.
-    sizes = {1: lambda d: d * jax.lax.stop_gradient(jnp.sign(d)), 2: jnp.square}
+    # The power of an exact zero has no gradient for powers under 2, and JAX's of abs is 1 there: a flat image's is 0.
+    sizes: dict[float, Callable[[Array], Array]] = {1: lambda d: d * jax.lax.stop_gradient(jnp.sign(d)), 2: jnp.square}
     size = sizes.get(power, lambda d: (d**2 + 1e-12) ** (power / 2))
     dx, dy = jnp.diff(image, axis=1), jnp.diff(image, axis=0)
     return (size(dx).sum() + size(dy).sum()) / (h * w)
 
 
-def laplacian(image, *, pool=4):
-    """Laplacian [H/pool, W/pool, C] of a picture averaged over pool x pool pixels (Li 2017, arXiv 1707.01253, eq. 4).
+def laplacian(image: Activations, *, pool: int = 4) -> Float[Array, "h//{pool} w//{pool} c"]:
+    """Laplacian of an image averaged over pool x pool pixels (Li 2017, arXiv 1707.01253, eq. 4).
 
     A statistic: mse(laplacian(image), laplacian(content)) keeps the content's edges. The filter is
-    [[0, -1, 0], [-1, 4, -1], [0, -1, 0]], the picture's border continued. Raises ValueError if a side is under `pool`.
+    [[0, -1, 0], [-1, 4, -1], [0, -1, 0]], the image's border continued. Raises ValueError if a side is under `pool`.
     """
     h, w, c = image.shape
     if min(h, w) < pool:
-        raise ValueError(f"a picture of {h}x{w} pixels cannot be averaged over {pool}x{pool}")
+        raise ValueError(f"an image of {h}x{w} pixels cannot be averaged over {pool}x{pool}")
     x = image[: h // pool * pool, : w // pool * pool].reshape(h // pool, pool, w // pool, pool, c).mean((1, 3))
     p = jnp.pad(x, ((1, 1), (1, 1), (0, 0)), mode="edge")
     return 4 * x - p[:-2, 1:-1] - p[2:, 1:-1] - p[1:-1, :-2] - p[1:-1, 2:]
@@ -268,53 +281,70 @@ def laplacian(image, *, pool=4):
 # --- losses
 
 
-def layerwise(features, targets, *, statistic=gram, distance=mse, weights=None, masks=None):
-    """Sum over the layers of `targets` of weight * distance(statistic(features), target).
+def layerwise(
+    features: Mapping[str, Float[Array | np.ndarray, "_ _ _"] | Sums],
+    targets: Mapping[str, Any],
+    *,
+    statistic: Statistic = gram,
+    distance: Distance = mse,
+    weights: Mapping[str, Any] | None = None,
+    masks: Mapping[str, Any] | None = None,
+) -> Any:
+    """Sum over the layers of `targets` of weight * distance(statistic(features), target), a scalar.
 
-    features: {layer: [H, W, C]}; targets: {layer: a statistic}; weights: {layer: number}, 1 for each by default;
-    masks: {layer: [H, W]}, none by default. Raises ValueError for a layer that is not among the features.
+    Raises ValueError for a layer that is not among the features.
+
+    Args:
+        features: {layer: activations, or their `Sums`}.
+        targets: {layer: a statistic}.
+        weights: {layer: number}, 1 for each by default.
+        masks: {layer: [h, w]}, none by default.
     """
     check_layers(features, targets)
-    total = 0.0
+    total: Any = 0.0
     for name, target in targets.items():
         x = statistic(features[name], mask=None if masks is None else masks[name])
         total += (1.0 if weights is None else weights[name]) * distance(x, target)
     return total
 
 
-def check_layers(features, layers):
-    """Raises ValueError for a layer that is not among the features."""
+def check_layers(features: Iterable[str], layers: Iterable[str]) -> None:
+    """Raise ValueError for a layer that is not among the features."""
     for name in layers:
         if name not in features:
             raise ValueError(f"no layer {name!r}; there are {', '.join(features)}")
 
 
-def content(features, targets, *, distance=mse, weights=None):
-    """Content loss: distance of features, {layer: [H, W, C]}, from the content picture's (arXiv 1508.06576, eq. 1)."""
+def content(
+    features: Layers, targets: Layers, *, distance: Distance = mse, weights: Mapping[str, Any] | None = None
+) -> Any:
+    """Content loss: distance of the features from those of the content image (arXiv 1508.06576, eq. 1)."""
     return layerwise(features, targets, statistic=activations, distance=distance, weights=weights)
 
 
-def style(features, targets, *, statistic=gram, distance=mse, weights=None, masks=None):
-    """Style loss: distance of the features' statistic from the style picture's (arXiv 1508.06576, eq. 4 and 5)."""
-    return layerwise(features, targets, statistic=statistic, distance=distance, weights=weights, masks=masks)
+# Style loss: distance of the features' statistic from the style image's (arXiv 1508.06576, eq. 4 and 5).
+style = layerwise
 
 
-def perceptual(features, targets, *, heads=None):
-    """LPIPS between features and targets, both {layer: [H, W, C]}: 0 is equal (Zhang 2018, arXiv 1801.03924, eq. 1).
+def lpips(features: Layers, targets: Layers, *, heads: Mapping[str, Any] | None = None) -> Any:
+    """LPIPS between features and targets: 0 is equal (Zhang 2018, arXiv 1801.03924, eq. 1).
 
-    Squared differences of the feature vectors' directions, mean over pixels, sum over layers. heads: {layer: weights of
-    the channels [C]} (`nstjax.metrics.load_heads`); None weighs all by 1, which is twice the cosine distance. Raises
-    ValueError for a layer that is not among the features.
+    Squared differences of the feature vectors' directions, mean over pixels, sum over layers. Raises ValueError for a
+    layer that is not among the features.
+
+    Args:
+        heads: {layer: weights of the channels [C]} (`nstjax.metrics.load_heads`); None weighs all by 1, which is twice
+            the cosine distance.
     """
     check_layers(features, targets)
-    total = 0.0
+    total: Any = 0.0
     for name, target in targets.items():
         squares = (_directions(features[name]) - _directions(target)) ** 2
         total += (squares if heads is None else squares * heads[name]).sum(2).mean()
     return total
 
 
-def _directions(x):
-    """Feature vectors divided by their lengths, [H, W, C]; a zero stays one, and has a gradient."""
+def _directions(x: Activations) -> Activations:
+    """Feature vectors divided by their lengths; a zero stays one, and has a gradient."""
     squares = (x**2).sum(2, keepdims=True)
     return x / jnp.sqrt(jnp.where(squares > 0, squares, 1))

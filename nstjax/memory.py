@@ -98,7 +98,7 @@ def groups(items: Sequence, most: int) -> list[list]:
 def _parameters(network, layers, *, compact):
     """Bytes of a VGG's parameters on the CPU, in the form of `features.prepare`."""
     kernels = {name: parts["kernel"] for name, parts in vgg.until(vgg.shapes(network), layers).items()}
-    forms = {name: 2 if name.startswith("conv1_") else 1 if compact else 8 for name in kernels}
+    forms = {name: 2 if name in vgg.FIRST else 1 if compact else 8 for name in kernels}
     return sum(4 * forms[name] * math.prod(shape) for name, shape in kernels.items())
 
 

@@ -1,23 +1,30 @@
-"""How near two pictures are, as numbers to report. Pictures are [H, W, 3] in [0, 1]; all is pure, under jit and vmap.
+"""How near two images are, as numbers to report. Images are [H, W, 3] in [0, 1]; all is pure, under jit and vmap.
 
-    mse, psnr, ssim                    pixels: against a picture that should be equal, such as a reconstruction
-    lpips                              what people see: against the photograph, how much of it is still there
+    mse, psnr, ssim                    pixels: against an image that should be equal, such as a reconstruction
+    lpips                              what people see: against the content image, how much of it is still there
     content_distance, style_distance   0 is reached, 1 is as far as a start: how far a transfer has got
-    frechet                            two clouds of features, of two pictures or of two collections
+    frechet                            two clouds of features, of two images or of two collections
 
-ArtFID (Wright and Ommer 2022, arXiv 2207.12280) is (1 + LPIPS) (1 + FID), less being better: LPIPS of each result
-against its photograph, FID between the results and the paintings. It needs Inception weights that were fine-tuned on
-art, which are not here, and hundreds of pictures. `lpips` and `frechet` are its ingredients; with other features their
-product has no claim to the name, and compares with no figure of that paper.
+ArtFID (Wright and Ommer 2022, arXiv 2207.12280) is (1 + LPIPS) (1 + FID), less being better: LPIPS of each stylized
+image against its content image, FID between the stylized and the style images. It needs Inception weights that were
+fine-tuned on art, which are not here, and hundreds of images. `lpips` and `frechet` are its ingredients; with other
+features their product has no claim to the name, and compares with no figure of that paper.
 """
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from nstjax import losses, weights
 from nstjax.errors import InputError
-from nstjax.losses import mse as mse  # 0 is equal, less is better; pictures' is at most 1
+from nstjax.losses import mse as mse  # 0 is equal, less is better; of images it is at most 1
+
+Image = Float[Array | np.ndarray, "h w 3"]
+Extract = Callable[[Any, Any], Mapping[str, Any]]  # (params, image) -> {layer: [h, w, c]}
 
 # VGG-16's layers that LPIPS compares (Zhang 2018's published code), the last of each block.
 LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
@@ -25,20 +32,27 @@ LPIPS_LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 # --- pixels
 
 
-def psnr(a, b):
+def psnr(a: Float[Array | np.ndarray, "*shape"], b: Float[Array | np.ndarray, "*shape"]) -> losses.Scalar:
     """Peak signal-to-noise ratio 10 log10(1 / mse) in decibels: more is better, inf is equal."""
     return -10 * jnp.log10(mse(a, b))
 
 
-def ssim(a, b, *, sigma=1.5, k1=0.01, k2=0.03):
+def ssim(
+    a: Float[Array | np.ndarray, "_ _ *c"],
+    b: Float[Array | np.ndarray, "_ _ *c"],
+    *,
+    sigma: float = 1.5,
+    k1: float = 0.01,
+    k2: float = 0.03,
+) -> losses.Scalar:
     """Structural similarity in [-1, 1], more is better, 1 is equal (Wang 2004, doi 10.1109/TIP.2003.819861, eq. 13).
 
-    Of pictures [H, W, C], the mean of the channels', or [H, W], in [0, 1]. Means, variances and the covariance are
-    local, under a Gaussian of 11 x 11 pixels; mean over the places where it fits in (eq. 17). Raises ValueError for
-    shapes that differ or a side under 11.
+    Of images [h, w, c], the mean of the channels', or [h, w], in [0, 1]. Means, variances and the covariance are local,
+    under a Gaussian of 11 x 11 pixels; mean over the places where it fits in (eq. 17). Raises ValueError for shapes
+    that differ or a side under 11.
     """
     if a.shape != b.shape or min(a.shape[:2]) < 11:
-        raise ValueError(f"pictures of one shape, of 11x11 pixels or more, are needed, not {a.shape} and {b.shape}")
+        raise ValueError(f"images of one shape, of 11x11 pixels or more, are needed, not {a.shape} and {b.shape}")
     origin = a.mean((0, 1))  # variances are of differences from it, which rounding spares
     x, y = a - origin, b - origin
     mean_x, mean_y, xx, yy, xy = _blur(jnp.stack([x, y, x * x, y * y, x * y]), sigma)
@@ -48,8 +62,8 @@ def ssim(a, b, *, sigma=1.5, k1=0.01, k2=0.03):
     return (light * (2 * covariance + k2**2) / (variances + k2**2)).mean()
 
 
-def _blur(x, sigma):
-    """Mean [N, H - 10, W - 10, ...] of x [N, H, W, ...] under a Gaussian of 11 x 11 pixels."""
+def _blur(x: Float[Array, "n h w *c"], sigma: float) -> Float[Array, "n h-10 w-10 *c"]:
+    """Mean under a Gaussian of 11 x 11 pixels."""
     window = np.exp(-0.5 * (np.arange(-5, 6) / sigma) ** 2)
     window = (window / window.sum()).astype(np.float32)
     for axis in (1, 2):
@@ -60,23 +74,34 @@ def _blur(x, sigma):
 # --- features
 
 
-def lpips(extract, params, a, b, *, layers=LPIPS_LAYERS, heads=None):
-    """Learned perceptual distance of two pictures [H, W, 3]: 0 is equal, less is better (Zhang 2018, arXiv 1801.03924).
+def lpips(
+    extract: Extract,
+    params: Any,
+    a: Image,
+    b: Image,
+    *,
+    layers: Sequence[str] = LPIPS_LAYERS,
+    heads: Mapping[str, Float[Array | np.ndarray, " _"]] | None = None,
+) -> Any:
+    """Learned perceptual distance of two images: 0 is equal, less is better (Zhang 2018, arXiv 1801.03924).
 
-    extract: (params, image) -> {layer: [h, w, C]}. heads: `load_heads("vgg")`, which people's judgements calibrated:
-    about 0 to 1. They weigh the channels of torchvision's VGG-16 and mean nothing for those of another training, such
-    as the bundled one: use them with `features.load("vgg16", "torchvision")` alone. None weighs all channels by 1, the
-    paper's uncalibrated form, for any network and layers: the sum of twice the cosine distances, each at most 2 for
-    rectified features.
+    Args:
+        heads: `load_heads("vgg")`, calibrated by what people see: about 0 to 1. They weigh the channels of
+            torchvision's VGG-16 and mean nothing for those of another training, such as the bundled one: use them with
+            `features.load("vgg16", "torchvision")` alone. None weighs all channels by 1, the paper's uncalibrated form,
+            for any network and layers: the sum of twice the cosine distances, each at most 2 for rectified features.
     """
-    return losses.perceptual(extract(params, a), _only(extract(params, b), layers), heads=heads)
+    return losses.lpips(extract(params, a), _only(extract(params, b), layers), heads=heads)
 
 
-def load_heads(network):
-    """LPIPS's bundled linear heads v0.1, {layer: weights >= 0 [C]}, for torchvision's channels: "vgg" or "squeeze".
+def load_heads(network: str) -> dict[str, Float[np.ndarray, " _"]]:
+    """Return LPIPS's bundled linear heads v0.1, {layer: weights >= 0 of torchvision's channels}.
 
-    vgg is VGG-16; squeeze is SqueezeNet 1.1, of relu1, fire3 and fire5 to fire9. See weights/README.md. Raises
-    InputError for others.
+    Args:
+        network: "vgg" (VGG-16) or "squeeze" (SqueezeNet 1.1: relu1, fire3 and fire5 to fire9). See weights/README.md.
+
+    Raises:
+        InputError: another network, or the bundled file was changed.
     """
     from safetensors.numpy import load_file
 
@@ -87,12 +112,20 @@ def load_heads(network):
     return heads
 
 
-def content_distance(extract, params, image, content, *, layers=("relu4_2",), distance=mse):
-    """How much of a photograph's structure is gone, mean over the layers: 0 is none, less is better.
+def content_distance(
+    extract: Extract,
+    params: Any,
+    image: Image,
+    content: Image,
+    *,
+    layers: Sequence[str] = ("relu4_2",),
+    distance: losses.Distance = mse,
+) -> Any:
+    """How much of a content image's structure is gone, mean over the layers: 0 is none, less is better.
 
-    `losses.content` of the image [H, W, 3] against the content [H, W, 3], in units of that of features that have lost
-    all structure (replaced by their mean): with mse, the fraction of variance unexplained. 1 is a blank; unrelated
-    pictures have about 2. extract: (params, image) -> {layer: [h, w, C]}.
+    `losses.content` of the image against the content, in units of that of features that have lost all structure
+    (replaced by their mean): with mse, the fraction of variance unexplained. 1 is a blank; unrelated images have
+    about 2.
     """
     x, target = extract(params, image), _only(extract(params, content), layers)
     flat = {name: jnp.broadcast_to(y.mean((0, 1)), y.shape) for name, y in target.items()}
@@ -100,21 +133,20 @@ def content_distance(extract, params, image, content, *, layers=("relu4_2",), di
 
 
 def style_distance(
-    extract,
-    params,
-    image,
-    style,
-    content,
+    extract: Extract,
+    params: Any,
+    image: Image,
+    style: Float[Array | np.ndarray, "_ _ 3"],
+    content: Float[Array | np.ndarray, "_ _ 3"],
     *,
-    layers=("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
-    statistic=losses.gram,
-    distance=mse,
-):
-    """How much of the way from a photograph to a painting's style is left, mean over the layers: less is better.
+    layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
+    statistic: losses.Statistic = losses.gram,
+    distance: losses.Distance = mse,
+) -> Any:
+    """How much of the way from a content image to a style is left, mean over the layers: less is better.
 
-    `losses.style` of the image [H, W, 3] against the style [h, w, 3], in units of the untouched content's [H, W, 3]:
-    1 is the photograph, 0 has the painting's statistics. By default it is of squares: 0.01 is a tenth of the difference
-    of Gram matrices. extract: (params, image) -> {layer: [h, w, C]}; statistic, distance: see `nstjax.losses`.
+    `losses.style` of the image against the style, in units of that of the untouched content: 1 is the content image, 0
+    has the style image's statistics. By default it is of squares: 0.01 is a tenth of the difference of Gram matrices.
     """
     x, start = extract(params, image), extract(params, content)
     target = {name: statistic(y) for name, y in _only(extract(params, style), layers).items()}
@@ -122,32 +154,34 @@ def style_distance(
     return _relative(loss, x, start, layers)
 
 
-def _only(features, layers):
+def _only(features: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
     losses.check_layers(features, layers)
     return {name: features[name] for name in layers}
 
 
-def _relative(loss, x, unit, layers):
+def _relative(
+    loss: Callable[[Any, str], Any], x: Mapping[str, Any], unit: Mapping[str, Any], layers: Sequence[str]
+) -> Any:
     """Mean over the layers of loss(x, layer) / loss(unit, layer), of features {layer: [h, w, C]}."""
     return sum(loss(x, name) / jnp.maximum(loss(unit, name), 1e-30) for name in layers) / len(layers)
 
 
-def frechet(a, b):
+def frechet(a: losses.Gaussian, b: losses.Gaussian) -> losses.Scalar:
     """Squared Fréchet distance of two `losses.Gaussian`s of features: 0 is equal, less is better.
 
     |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^1/2): FID (Heusel 2017, arXiv 1706.08500, eq. 6), whatever the features.
     Its unit is theirs squared, it grows with the channels, and few samples bias it upwards: compare like with like.
-    Of two pictures: `losses.gaussian(features)` of one layer (as SIFID, Shaham 2019, arXiv 1905.01164); of collections:
-    `losses.gaussian` of the total of `losses.sums` over the pictures. `losses.wasserstein2` is 1 / C of it, faster and
+    Of two images: `losses.gaussian(features)` of one layer (as SIFID, Shaham 2019, arXiv 1905.01164); of collections:
+    `losses.gaussian` of the total of `losses.sums` over the images. `losses.wasserstein2` is 1 / C of it, faster and
     with a gradient, but 1 to 2 % of the traces too great for features of VGG; this one is exact to about 1e-6 of them.
     """
     # tr (A B)^1/2 is the sum of the singular values of A^1/2 B^1/2.
-    cross = jnp.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False).sum()
+    singular: Any = jnp.linalg.svd(_root(a.covariance) @ _root(b.covariance), compute_uv=False)
     means = ((a.mean - b.mean) ** 2).sum()
-    return jnp.maximum(means + jnp.trace(a.covariance) + jnp.trace(b.covariance) - 2 * cross, 0)
+    return jnp.maximum(means + jnp.trace(a.covariance) + jnp.trace(b.covariance) - 2 * singular.sum(), 0)
 
 
-def _root(a):
-    """Square root of a symmetric matrix [C, C] whose eigenvalues are at least 0 but for rounding."""
+def _root(a: losses.Matrix) -> Float[Array, "c c"]:
+    """Square root of a symmetric matrix whose eigenvalues are at least 0 but for rounding."""
     values, vectors = jnp.linalg.eigh(a)
     return vectors * jnp.sqrt(jnp.maximum(values, 0)) @ vectors.T

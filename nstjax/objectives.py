@@ -155,7 +155,7 @@ def combined(features, terms):
                 "nearest": lambda x, image, target: losses.layerwise(
                     x, target, statistic=losses.activations, distance=patches.nearest
                 ),
-                "perceptual": lambda x, image, target: losses.perceptual(x, target),
+                "perceptual": lambda x, image, target: losses.lpips(x, target),
                 "reconstruction": lambda x, image, target: losses.mse(image, target),
                 "tv": lambda x, image, target: losses.total_variation(image),
             },

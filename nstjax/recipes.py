@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
@@ -25,7 +24,7 @@ class StyleLoss(NamedTuple):
 
 
 # Gram matrices divided by CHW: with flat weights they equal the 1e3 / C^2 of Gatys's notebook on F F^T / HW.
-GRAM = StyleLoss(partial(losses.gram, normalization="johnson"), losses.mse)
+GRAM = StyleLoss(losses.gram, losses.mse)
 WASSERSTEIN = StyleLoss(losses.gaussian, losses.wasserstein2, losses.with_root, centered=True)
 
 

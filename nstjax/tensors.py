@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import safetensors
 import safetensors.numpy
 
 from nstjax import files
-from nstjax.errors import InputError
+from nstjax.errors import InputError, reason
 from nstjax.optional import needed
 
 _FIELD = "nstjax"  # of the file's metadata; a single one, since safetensors writes several in any order
@@ -30,12 +31,16 @@ def dump(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     return safetensors.numpy.save(arrays, metadata={_FIELD: text})
 
 
-def load(path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and the dict that `dump` was given, after verifying the checksum.
 
-    Files written before there were checksums have none, and are read without. kind: what the file should be, for
-    messages, such as "checkpoint". Raises InputError, one line that names the file, if it is missing, cut short,
-    changed, or of another kind.
+    Files written before there were checksums have none, and are read without.
+
+    Args:
+        kind: what the file should be, for messages, such as "checkpoint".
+
+    Raises:
+        InputError: one line that names the file, if it is missing, cut short, changed, or of another kind.
     """
     with _open(path, kind) as file:
         about = _about(path, file, kind)
@@ -46,7 +51,7 @@ def load(path, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     return arrays, about
 
 
-def about(path, kind: str) -> dict[str, Any]:
+def about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     """Return the dict alone, without reading or verifying the arrays. Raises InputError as `load` does."""
     with _open(path, kind) as file:
         found = _about(path, file, kind)
@@ -54,22 +59,22 @@ def about(path, kind: str) -> dict[str, Any]:
     return found
 
 
-def _checksum(arrays, about):
+def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        digest.update(array.reshape(-1).view(np.uint8))  # ml_dtypes' arrays have no buffer of their own kind
+        digest.update(array.reshape(-1).view(np.uint8).data)  # ml_dtypes' arrays have no buffer of their own kind
     return digest.hexdigest()
 
 
-def _native(array):
+def _native(array: np.ndarray) -> np.ndarray:
     """The array in C order and in the machine's byte order, as safetensors takes for granted."""
     array = np.asarray(array, order="C")
     return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
 
 
 @contextlib.contextmanager
-def _open(path, kind) -> Iterator[Any]:
+def _open(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
     needed("ml_dtypes", f"{path}: reading it", "ml_dtypes")  # comes with jax, and teaches numpy bfloat16
     if not Path(path).is_file():
         raise files.refusal(path, f"no such file; give the name of a {kind}")
@@ -80,15 +85,12 @@ def _open(path, kind) -> Iterator[Any]:
     except InputError:
         raise
     except OSError as error:
-        raise files.refusal(path, f"cannot be read ({error.strerror or error})") from error
-    except (
-        Exception
-    ) as error:  # damaged headers, dtypes that numpy lacks, JSON nested too deep: each fails in its own way
-        reason = "".join(c if c.isprintable() else "?" for c in f"{error}"[:200]) or type(error).__name__
-        raise files.refusal(path, f"is no {kind}, or is cut short or damaged ({reason})") from error
+        raise files.refusal(path, f"cannot be read ({reason(error)})") from error
+    except Exception as error:  # damaged headers, dtypes that numpy lacks, JSON nested too deep
+        raise files.refusal(path, f"is no {kind}, or is cut short or damaged ({reason(error)[:200]})") from error
 
 
-def _about(path, file, kind):
+def _about(path: str | os.PathLike[str], file: Any, kind: str) -> dict[str, Any]:
     try:
         found = json.loads((file.metadata() or {})[_FIELD])
         json.dumps(found)  # neither nested too deep to be written again

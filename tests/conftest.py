@@ -36,7 +36,7 @@ def narrow_vgg():
     rng = np.random.default_rng(0)
     before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
     for name in vgg.shapes("vgg19"):
-        channels = 4 + int(name[4])
+        channels = 4 + vgg.place(name).block
         kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels

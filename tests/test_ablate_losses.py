@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import assert_refused, module, studies
+from networks import narrow_vgg as narrow
 from PIL import Image
-from test_vgg import narrow
 
 from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
 
@@ -187,7 +187,7 @@ def test_augustins_loss_is_that_of_gatys():
 def test_cells_ask_for_the_whole_painting_and_composition_for_its_places():
     _, painting, targets = scene(("cells", "composition"))
     x = ablate.networks(PARAMS, painting)["vgg19"]["relu1_1"]
-    whole = losses.gram(x, normalization="johnson")
+    whole = losses.gram(x)
     assert np.ptp(np.asarray(targets["cells"]["of"]["relu1_1"]), axis=0).max() == 0
     np.testing.assert_allclose(targets["cells"]["of"]["relu1_1"][3], whole, rtol=1e-4)
     own = patches.patchwise(x, statistic=ablate.gram)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import assert_refused, module, studies
-from test_vgg import narrow
+from networks import narrow_vgg as narrow
 
 from nstjax import features, images, solvers
 

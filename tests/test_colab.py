@@ -20,7 +20,7 @@ CELLS = json.loads((ROOT / "experiments" / "colab_tpu.ipynb").read_text())["cell
 TINY = """
 import jax
 from nstjax import features, nets
-from test_vgg import narrow
+from networks import narrow_vgg as narrow
 
 params = features.prepare(narrow("vgg16"), winograd=False)
 features.load = lambda *args, **kwargs: params

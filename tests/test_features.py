@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import erf
-from test_weights import refused, torch_legacy, torch_zip
+from torch_files import refused, torch_legacy, torch_zip
 
 from nstjax import features, losses, objectives, weights
 from nstjax.errors import InputError
@@ -31,6 +31,13 @@ def narrow(monkeypatch):
     monkeypatch.setattr(densenet, "BLOCKS", (2, 1, 2, 1))
     monkeypatch.setattr(vit, "WIDTH", 24)
     monkeypatch.setattr(vit, "DEPTH", 2)
+
+
+def narrow_vgg(least):
+    return {
+        network: tuple(block._replace(channels=least + i) for i, block in enumerate(blocks))
+        for network, blocks in features.vgg.BLOCKS.items()
+    }
 
 
 def picture(h, w, seed=1):
@@ -587,7 +594,7 @@ def test_layers_and_their_sizes(network):
 @given(size=st.integers(1, 20), padding=st.integers(0, 1), ceil=st.booleans())
 def test_max_pool(size, padding, ceil):
     x = np.random.default_rng(size).normal(size=(size, 9, 2)).astype(np.float32)
-    found = np.asarray(layers.max_pool(x, padding=padding, ceil=ceil))
+    found = np.asarray(layers.overlapping_max_pool(jnp.asarray(x), padding=padding, ceil=ceil))
     wide = np.pad(x, ((padding, padding + 3), (padding, padding + 3), (0, 0)), constant_values=-np.inf)
     for i in range(found.shape[0]):
         for j in range(found.shape[1]):
@@ -691,7 +698,7 @@ def test_convolutions_lie_where_their_pixels_do(narrow, network):
 
 @pytest.mark.parametrize("network", ["vgg16", *OTHERS])
 def test_random_weights(narrow, monkeypatch, network):
-    monkeypatch.setattr(weights, "CHANNELS", (8, 9, 10, 11, 12))
+    monkeypatch.setattr(features.vgg, "BLOCKS", narrow_vgg(8))
     first, same, other = (features.random_weights(network, seed) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, same)
     kernels = {k: parts for k, parts in first.items() if k != "mean" and ("kernel" in parts or "strided" in parts)}
@@ -713,9 +720,9 @@ def test_seed_of_random_weights():
 
 
 def test_random_vgg_at_the_bundled_scale(monkeypatch):
-    monkeypatch.setattr(weights, "CHANNELS", (4, 5, 6, 7, 8))
+    monkeypatch.setattr(features.vgg, "BLOCKS", narrow_vgg(4))
     bundled = features.random_weights("vgg16", 5)
-    monkeypatch.setattr(weights, "load", lambda network, source="bundled": bundled)
+    monkeypatch.setattr(features.vgg, "load", lambda network, source="bundled": bundled)
     image = picture(40, 40)
     params = features.load("vgg16", "random", like=image, seed=1, winograd=False)
     found, expected = (features.vgg.features(each, image) for each in (params, bundled))

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from test_styles import command, photograph
-from test_weights import Harm, legacy_file, torch_legacy, torch_zip, zip_file
+from torch_files import Harm, legacy_file, torch_legacy, torch_zip, zip_file
 
 from nstjax import foreign, images, nets, styles
 from nstjax.errors import InputError

@@ -15,8 +15,7 @@ from safetensors.numpy import save_file
 from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-import nstjax
-from nstjax import features, images, losses, metrics
+from nstjax import features, images, losses, metrics, weights
 from nstjax.errors import InputError
 from nstjax.features import vgg
 
@@ -151,8 +150,7 @@ def test_lpips_of_a_layer_that_is_not_there():
 @pytest.fixture(scope="module")
 def photograph():
     """The bundled photograph, [64, 64, 3]."""
-    folder = images.Path(nstjax.__file__).parent / "pictures"
-    return np.asarray(images.load(folder / "astronaut.jpg", size=64))
+    return np.asarray(images.load(weights.PICTURES / "astronaut.jpg", size=64))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +215,7 @@ def test_lpips_is_that_of_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", torchvision)
     monkeypatch.setitem(sys.modules, "torchvision.models", models)
     package = pytest.importorskip("lpips")
-    save_file(tensors, tmp_path / "vgg16.safetensors", {"preprocessing": nstjax.weights.IMAGENET})
+    save_file(tensors, tmp_path / "vgg16.safetensors", {"preprocessing": weights.IMAGENET})
     params = features.load("vgg16", tmp_path / "vgg16.safetensors", winograd=False)
     a, b = picture(0, 45, 38, 3), picture(1, 45, 38, 3)
     for heads in (None, metrics.load_heads("vgg")):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstjax import features, losses, nets, weights
+from nstjax import features, losses, nets
 from nstjax.nets import adain, layers, texture, transform
 from nstjax.nets.transform import TransformNet
 
@@ -459,8 +459,8 @@ def vgg19():
     """A VGG-19 with few channels and random weights."""
     rng = np.random.default_rng(0)
     before, tree = 3, {"mean": np.full(3, 0.5, np.float32)}
-    for name in weights.shapes("vgg19"):
-        channels = 3 + int(name[4])
+    for name in features.vgg.shapes("vgg19"):
+        channels = 3 + features.vgg.place(name).block
         kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels
@@ -517,7 +517,8 @@ def test_the_decoder_mirrors_the_encoder():
     y, variables = jax.eval_shape(lambda x: decoder.init_with_output(jax.random.key(0), x), x)
     assert y.shape == (1, 32, 40, 3)
     mirrored = {name: p["kernel"].shape for name, p in variables["params"].items()}
-    encoder = {name: shape for name, shape in weights.shapes("vgg19").items() if name <= "conv4_1"}
+    needed = features.vgg.until(features.vgg.shapes("vgg19"), ["conv4_1"])
+    encoder = {name: parts["kernel"] for name, parts in needed.items()}
     assert set(mirrored) == set(encoder)
     for name, shape in mirrored.items():
         k, _, c, out = encoder[name]

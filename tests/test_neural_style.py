@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import picture
 
-from nstjax import features, images, losses, metrics, neural_style, objectives, recipes
+from nstjax import features, images, losses, metrics, neural_style, objectives, recipes, weights
 from nstjax.errors import InputError
 from nstjax.neural_style import Job, Style
 from nstjax.recipes import PRESETS, Recipe
@@ -214,7 +214,7 @@ def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
 @pytest.mark.trained
 def test_the_default_recipe_paints_what_it_always_painted():
     """The bundled pair at 128 px with the bundled network: the loss, and a thumbnail of the image as it looked good."""
-    content, style = (images.load(images.PICTURES / f"{name}.jpg", size=128) for name in ("astronaut", "gale"))
+    content, style = (images.load(weights.PICTURES / f"{name}.jpg", size=128) for name in ("astronaut", "gale"))
     *_, progress = neural_style.paint(content, [style])
     assert progress.terms["loss"] == pytest.approx(8229, rel=0.05)
     thumbnail = images.load(ROOT / "tests" / "stylized.png")

@@ -35,7 +35,7 @@ def test_patchwise_is_the_statistic_of_each_cell(seed, h, w, grid):
     rows, columns = -(-h // grid), -(-w // grid)
     starts = [[i * (n - m) // max(grid - 1, 1) for i in range(grid)] for n, m in ((h, rows), (w, columns))]
     cells = [x[i : i + rows, j : j + columns].astype(np.float64) for i, j in itertools.product(*starts)]
-    expected = [np.einsum("hwc,hwd->cd", cell, cell) / (rows * columns) for cell in cells]
+    expected = [np.einsum("hwc,hwd->cd", cell, cell) / cell.size for cell in cells]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -161,7 +161,7 @@ def test_nearest_under_vmap():
 
 def test_patches_larger_than_the_features():
     with pytest.raises(ValueError, match="smaller than patches of 3x3"):
-        nearest(randoms(0, 2, 5, 2), randoms())
+        nearest(randoms(0, 2, 5, 4), randoms())
 
 
 # Put together
@@ -179,7 +179,7 @@ TERMS = {
     "nearest": lambda x, image, target: losses.layerwise(
         x, target, statistic=losses.activations, distance=patches.nearest
     ),
-    "perceptual": lambda x, image, target: losses.perceptual(x, target),
+    "perceptual": lambda x, image, target: losses.lpips(x, target),
     "reconstruction": lambda x, image, target: losses.mse(image, target),
     "tv": lambda x, image, target: losses.total_variation(image),
 }

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from test_vgg import narrow
+from networks import narrow_vgg
 
 from nstjax import features, losses, objectives, stream
 from nstjax.features import vgg
@@ -38,7 +38,7 @@ def loss_and_gradient(shape, recipe, *, edge="zero", pool=vgg.max_pool, masked=F
     measure = partial(stream.measure, edge=edge, pool=pool, **options) if options else None
     extract = partial(vgg.features, edge=edge, pool=pool)
     objective, targets = objectives.neural_style(extract, measure=measure, **recipe)
-    params = features.prepare(narrow(), winograd=winograd)
+    params = features.prepare(narrow_vgg(), winograd=winograd)
     weights = {"content": 1.0, "style": 1e3, "tv": 1.0}
     data = jax.jit(targets)(params, content, styles, weights=weights, content_layers=CONTENT, style_layers=STYLE)
     (loss, _), gradient = jax.jit(jax.value_and_grad(objective, has_aux=True))(image, data)
@@ -88,7 +88,7 @@ def test_memory_of_a_device_falls_as_devices_are_added():
     def temporary(mesh):
         measure = partial(stream.measure, plan=partial(stream.plan, limit=1e12), mesh=mesh)
         objective, targets = objectives.neural_style(vgg.features, measure=measure)
-        params = features.prepare(narrow(), winograd=False)
+        params = features.prepare(narrow_vgg(), winograd=False)
         image = jax.ShapeDtypeStruct((512, 64, 3), np.float32)
         styles = [{"image": np.zeros((64, 64, 3), np.float32), "mask": None, "region": None, "weight": 1.0}]
         layers = {"content_layers": CONTENT, "style_layers": STYLE}

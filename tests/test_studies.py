@@ -18,7 +18,7 @@ import optax
 import pytest
 from commands import assert_refused, module, studies
 
-from nstjax import cards, features, images, metrics, solvers, weights
+from nstjax import cards, features, images, metrics, solvers
 from nstjax.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -269,8 +269,8 @@ def narrow():
     """Params of a random VGG-19 with few channels."""
     rng = np.random.default_rng(0)
     before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
-    for name in weights.shapes("vgg19"):
-        channels = 4 + int(name[4])
+    for name in features.vgg.shapes("vgg19"):
+        channels = 4 + features.vgg.place(name).block
         kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels

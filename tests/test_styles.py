@@ -292,7 +292,7 @@ def test_a_style_that_was_changed_is_refused(monkeypatch, tmp_path):
     name = f"{BUNDLED[0]}.safetensors"
     for file in (name, "manifest.json"):
         shutil.copy(STYLES / file, tmp_path / "styles")
-    for module in (weights, styles):
+    for module in (weights.download, styles):
         monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path)
     styles.load(BUNDLED[0])
     with open(tmp_path / "styles" / name, "ab") as file:

@@ -9,11 +9,11 @@ import time
 import jax
 import numpy as np
 import pytest
+from networks import narrow_vgg as narrow
 from PIL import Image
 from test_images import png
 from test_nets import trained
 from test_styles import ROOT, TINY, command, photograph
-from test_vgg import narrow
 
 from nstjax import features, images, memory, nets, styles, video
 from nstjax.nets import Decoder, TextureNet, adain, texture, tiled

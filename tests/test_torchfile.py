@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from test_weights import (
+from torch_files import (
     FALSE,
     FOUR,
     NONE,
@@ -31,7 +31,9 @@ from test_weights import (
     zip_file,
 )
 
-from nstjax import torchfile, weights
+from nstjax import weights
+from nstjax.features import vgg
+from nstjax.weights import torchfile
 
 FLOATS = storage("0", "FloatStorage", 4)
 VALUE = tensor(FLOATS, (4,), (1,))
@@ -221,7 +223,7 @@ def test_harmful_steps(tmp_path, extension, step, where):
     mark = tmp_path / "mark"
     (tmp_path / "a.pth").write_bytes(place(harmful(mark)[step], where))
     with refused("a.pth", "refused, nothing was run"):
-        weights.load("vgg16", tmp_path / "a.pth")
+        vgg.load("vgg16", tmp_path / "a.pth")
     assert not mark.exists()
 
 
@@ -250,7 +252,7 @@ def test_harm_below_the_tensors(tmp_path):
         zip_file(mapping({"features.0.bias": VALUE, "more": pickle.dumps(deep, 2)[2:-1]}), FOUR)
     )
     with refused("a.pth", "posix.system"):
-        weights.load("vgg16", tmp_path / "a.pth")
+        vgg.load("vgg16", tmp_path / "a.pth")
     assert not mark.exists()
 
 
@@ -318,7 +320,7 @@ def test_senseless(tmp_path, case, file):
         path = tmp_path / "a.pth"
         path.write_bytes(FILES[file](body, FOUR))
         with refused("a.pth"):
-            weights.load("vgg16", path)
+            vgg.load("vgg16", path)
     if not case.startswith("deep"):  # which take a while to trace
         assert peak(torchfile.load, path) < 40e6
 
@@ -327,7 +329,7 @@ def test_senseless(tmp_path, case, file):
 def test_senseless_as_keys(tmp_path, case):
     (tmp_path / "a.pth").write_bytes(place(SENSELESS[case], "keys"))
     with refused("a.pth"):
-        weights.load("vgg16", tmp_path / "a.pth")
+        vgg.load("vgg16", tmp_path / "a.pth")
 
 
 def test_doubled_dictionaries_are_read_once(tmp_path):
@@ -365,7 +367,7 @@ def test_bombs(tmp_path):
     path.write_bytes(zip_file(mapping({"features.0.bias": value}), zeros, compression=zipfile.ZIP_DEFLATED))
     assert path.stat().st_size < 100_000
     with refused("a.pth", "compressed"):
-        weights.load("vgg16", path)
+        vgg.load("vgg16", path)
     assert peak(torchfile.load, path) < 1e6
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("archive/data.pkl", pickled(mapping({"features.0.bias": VALUE})))
@@ -373,7 +375,7 @@ def test_bombs(tmp_path):
         (member,) = [each for each in archive.filelist if each.filename.endswith("0")]
         archive.filelist += [member] * 100  # in the directory only
     with refused("a.pth", "compressed"):
-        weights.load("vgg16", path)
+        vgg.load("vgg16", path)
 
 
 @pytest.mark.parametrize("names", [[], ["readme"], ["a/data.pkl", "b/data.pkl"], ["a/data.pkl", "data.pkl"]])
@@ -382,7 +384,7 @@ def test_archives_of_others(tmp_path, names):
         for name in names or ["word/document.xml"]:
             archive.writestr(name, pickled(b"}"))
     with refused("a.pth", "not one of Torch's"):
-        weights.load("vgg16", tmp_path / "a.pth")
+        vgg.load("vgg16", tmp_path / "a.pth")
 
 
 # Steps that random pickles are made of: the sound ones, and any byte at all.

@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_vgg import narrow
+from networks import narrow_vgg as narrow
 
 from nstjax import checkpoint, features, losses, nets, parallel, train
 from nstjax.errors import InputError
@@ -49,13 +49,13 @@ def setting(norm=layers.InstanceNorm, transformation=None):
     acts = vgg.features(params, pictures(1, seed=9)[0])
     data = {
         "network": params,
-        "style": {name: losses.gram(acts[name], normalization="johnson") for name in STYLE},
+        "style": {name: losses.gram(acts[name]) for name in STYLE},
         "weights": {"content": 1.0, "style": 10.0, "tv": 0.1},
         "content_layers": CONTENT,
         "style_layers": STYLE,
         "rate": 1.0,
     }
-    gram = lambda x, mask=None: losses.gram(x, mask=mask, normalization="johnson")  # noqa: E731
+    gram = lambda x, mask=None: losses.gram(x, mask=mask)  # noqa: E731
     loss = train.perceptual(forward, vgg.features, statistic=gram)
     state = train.init(net, transformation, jax.random.key(0), pictures(1))
     return state, lambda axis=None: train.make_step(loss, transformation, axis=axis), data, forward
@@ -75,7 +75,7 @@ def test_terms_are_means_over_the_batch(one_step):
     for picture, photograph in zip(out, batch, strict=True):
         acts, wanted = (vgg.features(data["network"], x) for x in (picture, photograph))
         expected["content"].append(float(((acts["relu2_2"] - wanted["relu2_2"]) ** 2).mean()))
-        grams = {name: losses.gram(acts[name], normalization="johnson") for name in STYLE}
+        grams = {name: losses.gram(acts[name]) for name in STYLE}
         expected["style"].append(sum(STYLE[n] * float(((grams[n] - data["style"][n]) ** 2).mean()) for n in STYLE))
         expected["tv"].append(float(losses.total_variation(picture)))
     for name, values in expected.items():
@@ -142,7 +142,7 @@ def textures(content):
             out, new = module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
             return out, new["batch_stats"]
 
-        gram = functools.partial(losses.gram, normalization="johnson")
+        gram = losses.gram
         return train.perceptual(forward, vgg.features, statistic=gram)
 
     batch = pictures(8) if content else np.zeros((8, 0), np.float32)

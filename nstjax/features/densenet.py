@@ -1,21 +1,22 @@
 """DenseNet-121 (Huang 2017, arXiv 1608.06993) up to its last ReLU, as one pure function."""
 
-import re
+import os
+from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
-from nstjax import layouts
-from nstjax.features.layers import conv, max_pool
-from nstjax.features.vgg import average_pool, relu
-from nstjax.weights import IMAGENET, MEANS, fold
+from nstjax.features.layers import average_pool, conv, overlapping_max_pool, relu
+from nstjax.weights import layouts
 
 BLOCKS = (6, 12, 24, 16)
 GROWTH = 32  # channels that a dense layer adds
 
 
-def layer_names():
-    """Names of the layers in order: conv0, relu0, pool0, block1_1, ..."""
+def layer_names() -> tuple[str, ...]:
+    """Return the names of the layers in order: conv0, relu0, pool0, block1_1, ..."""
     names: tuple[str, ...] = ("conv0", "relu0", "pool0")
     for block, count in enumerate(BLOCKS, 1):
         names += tuple(f"block{block}_{i}" for i in range(1, count + 1))
@@ -23,17 +24,17 @@ def layer_names():
     return names
 
 
-def features(params, image):
-    """Activations {layer: [h, w, channels]} of every layer; jit prunes.
+def features(params: Mapping[str, Any], image: Float[Array | np.ndarray, "h w 3"]) -> dict[str, Float[Array, "_ _ _"]]:
+    """Return the activations {layer: [h, w, channels]} of every layer; jit prunes.
 
     conv0, relu0, pool0; for each dense block block1_1 ... block1_6, what its layers add (not rectified), and block1,
-    all of it side by side; transition1 to transition3, which halve it; at last relu5. For an RGB picture [H, W, 3] in
+    all of it side by side; transition1 to transition3, which halve it; at last relu5. For an RGB image in
     [0, 1] of at least 32 x 32 pixels; `params` come from `nstjax.features.load`. Batch norms that follow a convolution
     are part of it.
     """
     out = {"conv0": conv(image - params["mean"], params["conv0"])}
     out["relu0"] = relu(out["conv0"])
-    x = out["pool0"] = max_pool(out["relu0"])
+    x = out["pool0"] = overlapping_max_pool(out["relu0"])
     for block, count in enumerate(BLOCKS, 1):
         for name in (f"block{block}_{i}" for i in range(1, count + 1)):
             inner = relu(conv(_normed(x, params[f"{name}_norm"]), params[f"{name}_conv1"]))
@@ -47,19 +48,19 @@ def features(params, image):
     return out | {"relu5": _normed(x, params["norm5"])}
 
 
-def _normed(x, p):
+def _normed(x: Float[Array, "h w c"], p: Mapping[str, Any]) -> Float[Array, "h w c"]:
     """A frozen batch norm, rectified."""
     return relu(x * p["scale"] + p["shift"])
 
 
-def shapes():
-    """{layer: {part: shape}} of the params."""
+def shapes() -> dict[str, dict[str, tuple[int, ...]]]:
+    """Return {layer: {part: shape}} of the params."""
     result: dict[str, dict[str, tuple[int, ...]]] = {}
 
-    def convolution(name, size, before, after, kind="kernel"):
+    def convolution(name: str, size: int, before: int, after: int, kind: str = "kernel") -> None:
         result[name] = {kind: (size, size, before, after), "bias": (after,)}
 
-    def norm(name, channels):
+    def norm(name: str, channels: int) -> None:
         result[name] = {"scale": (channels,), "shift": (channels,)}
 
     channels = 2 * GROWTH
@@ -78,63 +79,6 @@ def shapes():
     return result
 
 
-def load(source="torchvision"):
-    """Weights {"mean": [3], layer: {part: float32 array}}: keras', torchvision's, or a file's of either's names."""
-    in_files = {layer: _in_files(layer, own) for layer, own in shapes().items()}
-    known = {
-        "torchvision": layouts.Layout(_torchvision, in_files, IMAGENET, turned=True),
-        "keras": layouts.Layout(_keras, in_files, IMAGENET),
-    }
-    kind, preprocessing, found = layouts.read("densenet121", source, known)
-    epsilon = {"torchvision": 1e-5, "keras": 1.001e-5}[kind]
-    tree: dict = {"mean": MEANS[preprocessing].copy()}
-    for layer, parts in found.items():
-        if "kernel" not in parts:
-            both = layouts.batch_norm(parts, epsilon=epsilon)
-            tree[layer] = {"scale": both[0].astype(np.float32), "shift": both[1].astype(np.float32)}
-        elif "gamma" in parts:
-            tree[layer] = layouts.fold_norm(parts, epsilon=epsilon)
-        else:
-            tree[layer] = {"kernel": parts["kernel"], "bias": np.zeros(parts["kernel"].shape[3], np.float32)}
-    tree["conv0"] = {"strided": fold(tree["conv0"]["kernel"], preprocessing), "bias": tree["conv0"]["bias"]}
-    return tree
-
-
-def _in_files(layer, own):
-    """{part: shape} of a layer in files: kernels have no bias, and conv0 and each conv1 are followed by a norm."""
-    kernel = own.get("kernel", own.get("strided"))
-    norm = dict.fromkeys(("gamma", "beta", "mean", "variance"), own.get("bias", own.get("scale")))
-    if kernel is None:
-        return norm
-    return {"kernel": kernel} | (norm if layer == "conv0" or layer.endswith("_conv1") else {})
-
-
-def _torchvision(name):
-    """The official file says denselayer1.norm.1 for what torchvision calls denselayer1.norm1 now."""
-    pattern = r"(?:^|\.)features\.(?:denseblock(\d)\.denselayer(\d+)\.|transition(\d)\.)?(conv|norm)\.?(\d?)\."
-    match = re.search(pattern + "(weight|bias|running_mean|running_var)$", name)
-    if not match:
-        return None
-    block, number, transition, kind, index, part = match.groups()
-    part = layouts.TORCH_NORM[part] if kind == "norm" else {"weight": "kernel"}.get(part, part)
-    if block:
-        return _dense_layer(block, number, {"norm1": "norm", "norm2": "conv1"}.get(kind + index, kind + index), part)
-    if transition:
-        return f"transition{transition}_{kind}", part
-    return {"norm0": "conv0"}.get(kind + index, kind + index), part
-
-
-def _keras(name):
-    layer, part = layouts.keras_part(name) or ("", "")
-    if match := re.search(r"(?:^|/)conv(\d)_block(\d+)_(0_bn|1_conv|1_bn|2_conv)$", layer):
-        kinds = {"0_bn": "norm", "1_conv": "conv1", "1_bn": "conv1", "2_conv": "conv2"}
-        return _dense_layer(int(match[1]) - 1, match[2], kinds[match[3]], part)
-    if match := re.search(r"(?:^|/)pool(\d)_(conv|bn)$", layer):
-        return f"transition{int(match[1]) - 1}_{'norm' if match[2] == 'bn' else 'conv'}", part
-    if re.search(r"(?:^|/)conv1[/_](?:conv|bn)$", layer):
-        return "conv0", part
-    return ("norm5", part) if re.search(r"(?:^|/)bn$", layer) else None
-
-
-def _dense_layer(block, number, kind, part):
-    return f"block{block}_{number}_{kind}", part
+def load(source: str | os.PathLike[str] = "torchvision") -> dict:
+    """Return weights {"mean": [3], layer: {part: float32 array}}; see `nstjax.weights.layouts.load`."""
+    return layouts.load("densenet121", source, lambda layout: shapes())

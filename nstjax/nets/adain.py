@@ -20,7 +20,7 @@ def encode(params, images):
 
     Sides are reflected to multiples of 8. Huang's VGG reflects for every convolution; nstjax's pads zeros.
     """
-    needed = {name: p for name, p in params.items() if name == "mean" or name <= "conv4_1"}
+    needed = vgg.until(params, ["conv4_1"])
     return jax.vmap(lambda x: vgg.features(needed, x)["relu4_1"])(layers.pad_to_multiple(images, 8))
 
 
