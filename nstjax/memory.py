@@ -13,7 +13,7 @@ from nstjax.features import vgg
 # Bytes, measured on CPU as resident memory of whole runs of experiments/gatys.py (benchmarks/memory.py).
 RESIDENT = 430e6  # libraries, executables, and what is left of compiling
 SCALE = 30e6  # what is left of compiling for each further scale
-COMPILING = 350e6  # what XLA's compiler takes for a moment
+COMPILING = 350e6 if jax.__version_info__ >= (0, 9) else 600e6  # what XLA's compiler takes for a moment
 RUNTIME = RESIDENT + COMPILING  # of a program that leaves malloc as it is, which keeps what the compiler freed
 TRANSFORMED = 80e6  # what `convolve.compact` makes of kernels for a moment
 STYLE_COMPILING = 30e6  # and more for each further style
