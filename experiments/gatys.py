@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from nstjax import command, features, files, images, losses, memory, neural_style, plots, recipes, terminal, weights
+from nstjax import command, files, images, memory, neural_style, plots, recipes, terminal, weights
 from nstjax.errors import InputError, printable
 
 
@@ -31,8 +31,6 @@ class Flags(NamedTuple):
     """the image to write: .png, .jpg, .webp, .tif or .bmp."""
     preset: Literal["fast", "gatys", "quality"] = "fast"
     """fast (Wasserstein pyramid, two minutes), quality (more sizes, five times the steps) or gatys (his notebook)."""
-    size: int = 512
-    """long side of the image in pixels."""
     style_blend: tuple[float, ...] = ()
     """a number for each style, their shares."""
     style_mask: tuple[Path, ...] = ()
@@ -43,47 +41,38 @@ class Flags(NamedTuple):
     """the start: content, noise, gray, style (its middle, in the photo's aspect), or a file, to continue from it."""
     seed: int = 0
     """of --init noise."""
-    weights: str = "bundled"
-    """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
-    distance: Literal["mse", "charbonnier"] = "mse"
-    """of activations and Gram matrices."""
     frames: Path | None = None
     """a folder to write the image into every --frames-every steps, as 00001.jpg and so on."""
     frames_every: int = 5
     """steps between two frames."""
     curve: Path | None = None
     """a .csv file for every loss term at every evaluation; a plot is written beside it."""
-    metadata: bool = True
-    """keep in the image the command that made it (files without their folders) and the versions of what ran it."""
-    machine: command.Machine = command.Machine()
+    common: command.Common = command.Common()
     recipe: recipes.Recipe = recipes.Recipe()
 
 
 def main() -> None:
     flags, given = command.parse(Flags)
-    recipe = recipes.compared_by(command.recipe(flags, given), getattr(losses, flags.distance))
+    recipe = command.recipe(flags, given)
     check(flags, recipe, given)
     check_files(flags)
-    limit, devices = command.start(flags.machine)
-    h, w = images.shape(flags.content, size=flags.size, minimum=recipes.MINIMUM)
+    limit, devices = command.start(flags.common), flags.common.devices
+    h, w = images.shape(flags.content, size=flags.common.size, minimum=recipes.MINIMUM)
     shape = (h // devices * devices, w)
     content, styles, init = load(flags, recipe, shape, memory.for_images(limit))
     sizes = [images.shape(path) for path in flags.style]
-    reading = max(images.reading_bytes(path, size=flags.size) for path in read(flags))
-    held = {"regions": len(flags.content_mask), "reading": int(reading)}
-    budget = neural_style.budget(recipe, shape, sizes, limit=limit, devices=devices, **held)
+    reading = max(images.reading_bytes(path, size=flags.common.size) for path in read(flags))
+    held = {"devices": devices, "regions": len(flags.content_mask)}
+    budget = neural_style.budget(recipe, shape, sizes, limit=limit, reading=reading, **held)
     command.keep_within(limit, budget, neural_style.describe(recipe, shape, budget, devices=devices))
-    usual = images.load(weights.PICTURES / "astronaut.jpg", size=256)
-    params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
-    more = {"init": init, "seed": flags.seed, "params": params, "budget": budget, "devices": devices}
-    painting = neural_style.paint(content, styles, preset=recipe, **more)
+    more = {"init": init, "seed": flags.seed, "budget": budget, "devices": devices}
+    params = command.params(flags.common, recipe, budget)
+    painting = neural_style.paint(content, styles, preset=recipe, params=params, **more)
     paint(flags, painting, neural_style.schedule(recipe, shape), size=(h, w))
 
 
 def check(flags, recipe, given):
     """Raise InputError for flags out of range, contradictory or without effect."""
-    if flags.size < recipes.MINIMUM:
-        raise InputError(f"{flags.size}: at least {recipes.MINIMUM} pixels are needed", argument="size")
     terminal.check_positive("frames_every", flags.frames_every)
     terminal.check_seed(flags.seed)
     for name in ("style_blend", "content_mask", "style_mask"):
@@ -97,7 +86,6 @@ def check(flags, recipe, given):
         ("seed", flags.init != "noise", "only for --init noise, as nothing else is random"),
         ("style_blend", len(flags.style) == 1, "there is one --style, and nothing to blend; give several"),
         *((name, recipe.no_style, "the style's weight is 0") for name in ("style_blend", "style_mask", "content_mask")),
-        ("distance", recipe.no_content and recipe.style_loss is recipes.WASSERSTEIN, "it compares styles otherwise"),
     )
 
 
@@ -105,11 +93,9 @@ def check_files(flags):
     """Raise InputError for outputs that cannot be written, or that would replace an input or somebody's own file."""
     images.check_writable(flags.output)
     curves = plots.check_writable(flags.curve) if flags.curve else []
-    frames = [files.Numbered(flags.frames, r"\d{5,}\.jpg")] if flags.frames else []
-    if flags.frames:
-        images.check_writable(flags.frames / "00001.jpg")
-    own = [flags.weights] if flags.weights not in features.SOURCES else []
-    files.check_outputs([flags.output, *curves, *frames], [*read(flags), *own, *weights.bundled_files()])
+    frames = images.frames(flags.frames)
+    inputs = [*read(flags), *command.own_weights(flags.common), *weights.bundled_files()]
+    files.check_outputs([flags.output, *curves, *frames], inputs)
     unnamed = [*curves[1:], *(path for numbered in frames for path in files.members(numbered))]
     images.check_own(unnamed, "choose another name for --curve or --frames")
 
@@ -147,7 +133,7 @@ def paint(flags, painting, scales, *, size):
             if flags.frames and (progress.step - 1) % flags.frames_every == 0:
                 frame = images.resize(progress.image, size)
                 images.save(flags.frames / f"{progress.step:05d}.jpg", frame, metadata=images.MARK)
-        images.save(flags.output, progress.image, metadata=command.provenance() if flags.metadata else None)
+        images.save(flags.output, progress.image, metadata=command.provenance() if flags.common.metadata else None)
         if flags.curve:
             plots.write_curves(flags.curve, rows)
     h, w, _ = progress.image.shape
@@ -157,7 +143,4 @@ def paint(flags, painting, scales, *, size):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("gatys.py"):
-        main()
+    command.run("gatys.py", main)

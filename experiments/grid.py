@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from nstjax import command, features, files, images, losses, memory, neural_style, plots, recipes, terminal, weights
-from nstjax.errors import InputError, printable
+from nstjax import command, files, images, memory, neural_style, plots, recipes, terminal, weights
+from nstjax.errors import printable
 
 
 class Flags(NamedTuple):
@@ -38,17 +38,9 @@ class Flags(NamedTuple):
     """the sheet to write: .png, .jpg, .webp, .tif or .bmp."""
     preset: Literal["fast", "gatys", "quality"] = "fast"
     """fast (Wasserstein pyramid), quality (more sizes, five times the steps) or gatys (his notebook)."""
-    size: int = 512
-    """long side of the images in pixels."""
     init: Literal["content", "noise", "gray", "style"] = "content"
     """the start: the photo, noise, gray, or the painting's middle, in the photo's aspect."""
-    weights: str = "bundled"
-    """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
-    distance: Literal["mse", "charbonnier"] = "mse"
-    """of activations and Gram matrices."""
-    metadata: bool = True
-    """keep in the sheet the command that made it (files without their folders) and the versions of what ran it."""
-    machine: command.Machine = command.Machine()
+    common: command.Common = command.Common()
     recipe: recipes.Recipe = recipes.Recipe()
 
 
@@ -63,9 +55,7 @@ class Cell(NamedTuple):
 
 def main() -> None:
     flags, given = command.parse(Flags)
-    recipe = recipes.compared_by(command.recipe(flags, given), getattr(losses, flags.distance))
-    if flags.size < recipes.MINIMUM:
-        raise InputError(f"{flags.size}: at least {recipes.MINIMUM} pixels are needed", argument="size")
+    recipe = command.recipe(flags, given)
     for seed in flags.seeds:
         terminal.check_seed(seed, "seeds")
     for weight in flags.style_weights:
@@ -78,15 +68,14 @@ def main() -> None:
     paths = paths_of(flags.output, labels)
     for path in (flags.output, *paths.values()):
         images.check_writable(path)
-    own = [flags.weights] if flags.weights not in features.SOURCES else []
-    inputs = [*flags.content, *flags.style, *own, *weights.bundled_files()]
+    inputs = [*flags.content, *flags.style, *command.own_weights(flags.common), *weights.bundled_files()]
     files.check_outputs([flags.output, *paths.values()], inputs)
     paint(flags, recipe, labels, paths)
 
 
 def load(flags, recipe, cells, limit, devices):
     """({cell: its `neural_style.Job`}, budget); each file is decoded once."""
-    shapes = {path: images.shape(path, size=flags.size, minimum=recipes.MINIMUM) for path in flags.content}
+    shapes = {path: images.shape(path, size=flags.common.size, minimum=recipes.MINIMUM) for path in flags.content}
     shapes = {path: (h // devices * devices, w) for path, (h, w) in shapes.items()}
     largest = max(shapes.values(), key=math.prod)
     sizes = {path: recipes.style_size(recipe, images.shape(path), largest) for path in flags.style}
@@ -94,7 +83,7 @@ def load(flags, recipe, cells, limit, devices):
     contents = {path: read(path, size=shape, minimum=recipes.MINIMUM) for path, shape in shapes.items()}
     styles = {path: read(path, size=size, minimum=recipes.STYLE_MINIMUM) for path, size in sizes.items()}
 
-    reading = max(images.reading_bytes(path, size=flags.size) for path in (*flags.content, *flags.style))
+    reading = max(images.reading_bytes(path, size=flags.common.size) for path in (*flags.content, *flags.style))
     held = {"results": len(cells) + len(shapes), "reading": reading, "limit": limit, "devices": devices}
     budget = neural_style.budget(recipe, largest, [images.shape(max(sizes, key=sizes.__getitem__))], **held)
 
@@ -106,11 +95,10 @@ def load(flags, recipe, cells, limit, devices):
 
 def paint(flags, recipe, labels, paths):
     """Paint all cells, and save each image and the sheet: as far as it got, if it ends early."""
-    limit, devices = command.start(flags.machine)
+    limit, devices = command.start(flags.common), flags.common.devices
     jobs, budget = load(flags, recipe, list(labels), limit, devices)
     command.keep_within(limit, budget)
-    usual = images.load(weights.PICTURES / "astronaut.jpg", size=256)
-    params = features.load(recipe.network, flags.weights, layers=recipe.layers, like=usual, compact=budget.compact)
+    params = command.params(flags.common, recipe, budget)
     done: dict[Cell, np.ndarray] = {}
     # Open until all is saved, so that a signal cannot lose what was painted; a second one can.
     with terminal.stop_signals() as stopped:
@@ -127,7 +115,7 @@ def paint(flags, recipe, labels, paths):
             done |= now
             if ending:
                 break
-        about = command.provenance() if flags.metadata else None
+        about = command.provenance() if flags.common.metadata else None
         images.save(flags.output, sheet(done, labels), metadata=about)
     loss = np.mean(rows[-1]["loss"])
     print(f"{ending}saved {printable(flags.output)} and {len(done)} images beside it, loss {loss:.4g}")
@@ -168,7 +156,4 @@ def sheet(done, labels):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("grid.py"):
-        main()
+    command.run("grid.py", main)

@@ -7,24 +7,33 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tyro
 from tqdm import tqdm
 
 import nstjax
-from nstjax import images, memory, pyramid, recipes, stream, terminal
+from nstjax import features, images, losses, memory, pyramid, recipes, stream, terminal
 from nstjax.errors import InputError
 from nstjax.neural_style import Progress
 from nstjax.recipes import PRESETS, Recipe
+from nstjax.weights import PICTURES
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
 
 
-class Machine(NamedTuple):
-    """What a command may use of the computer."""
+class Common(NamedTuple):
+    """The flags of every command that paints."""
 
+    size: int = 512
+    """long side of the image in pixels."""
+    weights: str = "bundled"
+    """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
+    distance: Literal["mse", "charbonnier"] = "mse"
+    """of activations and Gram matrices."""
+    metadata: bool = True
+    """keep in the image the command that made it (files without their folders) and the versions of what ran it."""
     memory_limit: float | None = None
     """gigabytes to use; by default 0.7 of what is free. Large images are computed in strips."""
     devices: int = 1
@@ -33,17 +42,30 @@ class Machine(NamedTuple):
     """of products on GPU and TPU; by default the device's own."""
 
 
-def start(machine: Machine) -> tuple[float, int]:
-    """Configure jax, before its first use, for a machine's flags; returns (bytes to use, devices).
+def start(common: Common) -> float:
+    """Validate the common flags and configure jax, before its first use; returns the bytes that may be used.
 
     Raises InputError for values out of range, and where there are fewer devices.
     """
-    terminal.check_positive("memory_limit", machine.memory_limit)
-    terminal.check_positive("devices", machine.devices)
-    terminal.configure_jax(devices=machine.devices, precision=machine.precision)
-    if machine.devices > 1:
-        stream.mesh(machine.devices)
-    return machine.memory_limit * 1e9 if machine.memory_limit else 0.7 * memory.available(), machine.devices
+    if common.size < recipes.MINIMUM:
+        raise InputError(f"{common.size}: at least {recipes.MINIMUM} pixels are needed", argument="size")
+    terminal.check_positive("memory_limit", common.memory_limit)
+    terminal.check_positive("devices", common.devices)
+    terminal.configure_jax(devices=common.devices, precision=common.precision)
+    if common.devices > 1:
+        stream.mesh(common.devices)
+    return common.memory_limit * 1e9 if common.memory_limit else 0.7 * memory.available()
+
+
+def own_weights(common: Common) -> list[str]:
+    """The file of --weights, if it is one."""
+    return [] if common.weights in features.SOURCES else [common.weights]
+
+
+def params(common: Common, recipe: Recipe, budget: memory.Budget) -> dict:
+    """Parameters of a recipe's network, on the scale of the bundled ones (`features.load`)."""
+    like = images.load(PICTURES / "astronaut.jpg", size=256)
+    return features.load(recipe.network, common.weights, layers=recipe.layers, like=like, compact=budget.compact)
 
 
 def parse(kind: type) -> tuple[Any, dict[str, Any]]:
@@ -58,14 +80,17 @@ def parse(kind: type) -> tuple[Any, dict[str, Any]]:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
     flags = tyro.cli(kind, default=default, description=kind.__doc__, config=config)
     named = {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
-    every = {**flags._asdict(), **flags.machine._asdict(), **flags.recipe._asdict()}
+    every = {**flags._asdict(), **flags.common._asdict(), **flags.recipe._asdict()}
     return flags, {name: value for name, value in every.items() if name in named}
 
 
 def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
     """The validated recipe of `parse`'s flags."""
     changes = {name: value for name, value in given.items() if name in Recipe._fields}
-    return recipes.changed(flags.preset, changes)
+    changed = recipes.changed(flags.preset, changes)
+    useless = changed.no_content and changed.style_loss is recipes.WASSERSTEIN
+    terminal.check_effect(given, ("distance", useless, f"--preset {flags.preset} compares styles otherwise"))
+    return recipes.compared_by(changed, {"mse": losses.mse, "charbonnier": losses.charbonnier}[flags.common.distance])
 
 
 def keep_within(limit: float, budget: memory.Budget, chosen: str = "") -> None:
@@ -149,3 +174,11 @@ def provenance() -> dict[str, str]:
         name: importlib.metadata.version(name) for name in packages
     }
     return images.MARK | {"Command": terminal.command(sys.argv), "Versions": json.dumps(versions)}
+
+
+def run(program: str, main: Callable[[], None]) -> None:
+    """Run a command's `main` with the allocator tuned, compiled programs cached, and errors in one line."""
+    terminal.tune_malloc()
+    terminal.cache_compilations()
+    with terminal.refusals(program):
+        main()

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 Kernel = Float[Array | np.ndarray, "3 3 before after"]
 Transformed = Float[Array | np.ndarray, "36 before after"]
-Backward = Float[Array | np.ndarray, "3 3 after before"] | Float[Array | np.ndarray, "36 after before"]
+Backward = Float[Array | np.ndarray, "3 3 _ _"] | Float[Array | np.ndarray, "36 _ _"]  # unused without a gradient
 Bias = Float[Array | np.ndarray, " after"]
 Activations = Float[Array | np.ndarray, "h w before"]  # jax itself calls rules for gradients with numpy's arrays
 Params = dict[str, Array | np.ndarray]

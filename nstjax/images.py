@@ -172,6 +172,14 @@ def metadata(path) -> dict[str, str]:
     return text if description is None else {"ImageDescription": str(description)}
 
 
+def frames(folder: Path | None) -> list[files.Numbered]:
+    """The images 00001.jpg and so on that go into a folder, if one is given. Raises InputError if they cannot."""
+    if folder is None:
+        return []
+    check_writable(folder / "00001.jpg")
+    return [files.Numbered(folder, r"\d{5,}\.jpg")]
+
+
 def check_own(paths: Iterable[Path], advice: str) -> None:
     """Raise InputError, with the advice, if one of the files exists and was not written with `MARK` as metadata."""
     for path in paths:
