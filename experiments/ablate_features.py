@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import pseudo_truth
 import studies
 import tyro
-from studies import listed, percent
+from studies import percent
 
 from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
@@ -349,7 +349,8 @@ def report(flags, results, chosen, left_out, pictures, truth):
         title="Which network’s features paint",
         lead="One photograph, one painting, one loss, one optimiser; what differs are the features that are compared, "
         "of one network or another, trained or random, as they are and through SWAG’s softmax (CVPR 2021).",
-        says=says(by, chosen, left_out),
+        reading="Compare the images of a column: above by a network’s features, below by their softmax. "
+        "Lower distances are better; only a judge that did not paint the image counts.",
         blocks=blocks,
         sheet=plots.contact_sheet(cells, cell=max(192, *pictures["photograph"].shape[:2])),
         table={
@@ -382,82 +383,8 @@ def judge_of(result):
     return next(judge for judge in JUDGES if judge != result.configuration["network"])
 
 
-def says(by, chosen, left_out):
-    """What was found, in words that follow the numbers. by: {(extractor, with SWAG or not): result}."""
-    names = list(dict.fromkeys(name for name, _ in by))
-    style, content = (
-        {key: r.figures[f"{of}_vgg16"] for key, r in by.items() if r.figures[f"{of}_vgg16"] is not None}
-        for of in ("style", "content")
-    )
-    name_of = {name: chosen[name].name for name in names}
-    plain = sorted((name for name in names if (name, False) in style), key=lambda name: style[name, False])
-    text = []
-    if plain:
-        text.append(
-            "By the features as they are, VGG-16 sees this much left of the way to the painting’s style: "
-            + listed([f"{percent(style[name, False])} ({name_of[name]})" for name in plain])
-            + "; and of the photograph’s structure, this much gone: "
-            + listed([f"{percent(content[name, False])} ({name_of[name]})" for name in plain])
-            + "."
-        )
-    if ("vgg16", False) in by:
-        one = percent(by["vgg16", False].figures["style_squeezenet11"])
-        text.append(f"VGG-16’s own picture, which it must not judge, has {one} left by SqueezeNet")
-        if ("vgg19", False) in by:
-            text[-1] += f", VGG-19’s {percent(by['vgg19', False].figures['style_squeezenet11'])}"
-        text[-1] += "."
-    for other, what in (("vgg19-average", "average pooling"), ("vgg19-random", "random weights")):
-        if (other, False) in by and ("vgg19", False) in by:
-            a, b = style[other, False], style["vgg19", False]
-            c, d = content[other, False], content["vgg19", False]
-            text.append(
-                f"VGG-19 with {what} leaves {times(a, b)} the style’s distance that it leaves otherwise, and loses "
-                f"{times(c, d)} the content."
-            )
-    changed = {name: style[name, True] / max(style[name, False], 1e-12) for name in plain}
-    if changed:
-        each = [f"{ratio:.3g} times it by {name_of[name]}" for name, ratio in changed.items()]
-        text.append(f"SWAG leaves, of the style’s distance that the features leave as they are, {listed(each)}.")
-    text += [claim(name, name_of[name], style, content) for name in names if chosen[name].network == "resnet50"]
-    if left_out:
-        text.append(
-            f"Left out, as the official weights could not be had: {listed(list(left_out))}. "
-            + (
-                "Whether SWAG makes a trained ResNet usable was therefore not tested. "
-                if "ResNet-50" in left_out
-                else ""
-            )
-            + "--weights NETWORK=FILE takes a copy."
-        )
-    return text
-
-
-def claim(name, title, style, content):
-    """SWAG's claim, that it makes a ResNet as good as VGG: does it close at least half of the gap to VGG-19?"""
-    before, after = style[name, False], style[name, True]
-    told = (
-        f"{title} leaves {percent(before)} of the style’s distance, with SWAG {percent(after)}, while "
-        f"{percent(content[name, False])} and {percent(content[name, True])} of the content go"
-    )
-    if ("vgg19", False) not in style:
-        return told + "."
-    goal = style["vgg19", False]
-    told += f"; VGG-19 leaves {percent(goal)} and {percent(content['vgg19', False])}"
-    if before <= goal:
-        return f"{told}. It needs no SWAG here."
-    closed = (before - after) / (before - goal)
-    if closed < 0:
-        return f"{told}. SWAG widens the gap: its claim, that ResNets become usable, is not borne out here."
-    verdict = "holds here" if closed >= 0.5 else "is not borne out here"
-    return f"{told}. SWAG closes {percent(closed)} of the gap: its claim, that ResNets become usable, {verdict}."
-
-
 def word(source):
     return source if source in ("bundled", "random", *OFFICIAL) else Path(source).name
-
-
-def times(a, b):
-    return f"{a / max(b, 1e-12):.3g} times"
 
 
 if __name__ == "__main__":

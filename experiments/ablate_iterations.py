@@ -29,7 +29,6 @@ from nstjax.errors import InputError
 from nstjax.features import vgg
 
 DEFAULTS = studies.Flags(output=Path("iterations"))
-SETTLED = 0.1  # of the last style distance, within which little is gained
 SHOWN = 6  # pictures of a pair, beside the painting and AdaIN's
 
 
@@ -170,7 +169,6 @@ def track(result):
 
 
 LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
-NEAREST = {"reference_mse": np.argmin, "reference_ssim": np.argmax, "reference_lpips": np.argmin}
 CAPTION = (
     "From the photograph on. L is LPIPS to the photograph, s the style distance (1 is the photograph, 0 the painting). "
     "The knee is that of style distance over iterations."
@@ -240,7 +238,8 @@ def report(flags, results, pairs, truth, *, calibrated):
         title="How many iterations a picture needs",
         lead="A picture of Gatys 2015 while it is painted: how much of the photograph is kept, how much of the "
         "painting’s style is reached, and from where on more work takes more than it gives.",
-        says=says(tracks, at),
+        reading="Up to the knee, an iteration brings more style than the average one; after it, less, "
+        "while more content is lost.",
         blocks=blocks,
         sheet=plots.contact_sheet(cells, cell=ablate_losses.CELL),
         table={"run": "Pair", "loss": "Loss", "left": "Left of it"}
@@ -266,42 +265,6 @@ def shown(count, turn):
     """Indices of the points whose pictures are shown: evenly spread, the ends and the knee among them."""
     every = {round(i * (count - 1) / (SHOWN - 2)) for i in range(SHOWN - 1)}
     return sorted(every | ({turn} if turn is not None else set()))
-
-
-def says(tracks, at):
-    """What was found, in words that follow the numbers."""
-    text = [sentence for name, columns in tracks.items() for sentence in of_pair(name, columns, at[name])]
-    found = [columns["step"][i] for key, columns in tracks.items() if (i := at[key]) is not None]
-    if len(tracks) > 1 and found:
-        text.append(
-            f"Of {len(tracks)} pairs {len(found)} have a knee, at {min(found)} to {max(found)} iterations, "
-            f"with a median of {np.median(found):g}."
-        )
-    return text
-
-
-def of_pair(name, columns, turn):
-    """What was found of a pair, in sentences; turn: the knee's index, or None."""
-    steps, style = columns["step"], columns["style_distance"]
-    if turn is None:
-        first = f"{name}: there is no knee."
-    else:
-        reached = 100 * progress(style)[turn]
-        after = [
-            f"{label} from {short(columns[key][turn])} to {short(columns[key][-1])}"
-            for key, label in (("style_distance", "the style distance"), *LOST.items())
-        ]
-        first = (
-            f"{name}: the knee is at iteration {steps[turn]} of {steps[-1]}. By then the picture has gone "
-            f"{short(reached)} % of its way in style. From there to the end go {', '.join(after)}."
-        )
-    off = [i for i, value in enumerate(style) if abs(value - style[-1]) > SETTLED * style[-1]]
-    settled = steps[off[-1] + 1] if off else steps[0]
-    last = [f"From iteration {settled} on the style distance is within {100 * SETTLED:.0f} % of its last."]
-    best = [(label, int(NEAREST[key](columns[key]))) for key, label in pseudo_truth.FIGURES.items()]
-    where = ", ".join(f"{steps[i]} by {label.split()[0]}" for label, i in best)
-    last.append(f"It is nearest to AdaIN’s picture at iteration {where}.")
-    return [" ".join([first, *last])]
 
 
 if __name__ == "__main__":

@@ -345,7 +345,8 @@ def report(flags, results, scene, reference, truth, *, calibrated):
         results,
         title="What each loss does to a picture",
         lead="One photograph, one painting, one solver, and one loss after another, from Gatys’s of 2015 on.",
-        says=says(baseline, rows),
+        reading="Compare a loss with the sweep of α where both keep as much of the content: there, less "
+        "style distance is better.",
         blocks=blocks,
         sheet=plots.contact_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], cell=CELL),
         table={"run": "Run", "size": "Size"}
@@ -427,33 +428,6 @@ def against(baseline, sweep, result, name):
     return float(result.figures[name] / np.exp(np.interp(at, x, y)))
 
 
-def says(baseline, rows):
-    """What was found, in words that follow the numbers."""
-    sweep = rows.get("alpha", [])
-    text = [
-        f"MSE of relu4_2 and of Gram matrices: {placed(baseline)}, SSIM {short(baseline.figures['ssim'])}, after "
-        f"{baseline.figures['evaluations']:.0f} evaluations."
-    ]
-    if sweep:
-        ends = sorted([baseline, *sweep], key=lambda r: r.configuration["losses"]["content"])
-        ends = [ends[0], ends[-1]]
-        (c0, s0), (c1, s1) = ([short(r.figures[f]) for f in ("content_distance", "style_distance")] for r in ends)
-        alphas = [short(r.configuration["losses"]["content"]) for r in ends]
-        text.append(
-            f"α, the ratio of content to style in units of the baseline’s: from {alphas[0]} to {alphas[1]} the content "
-            f"distance goes from {c0} to {c1} and the style distance from {s0} to {s1}."
-        )
-    others = others_of(rows)
-    if sweep and others:
-        text.append(of_ranks(ranked(baseline, sweep, others)))
-    else:
-        text += [f"{r.name}: {placed(r)}." for r in others]
-    text += [told(group, baseline, some) for group, some in rows.items() if group in TOLD]
-    if rows.get("augustins"):
-        text.append(of_augustins(rows["augustins"]))
-    return [*text, of_reference([baseline, *(r for some in rows.values() for r in some)])]
-
-
 # Groups that are no other losses, but other weights.
 APART = ("alpha", "augustins")
 
@@ -461,12 +435,6 @@ APART = ("alpha", "augustins")
 def others_of(rows):
     """The runs by other losses than the baseline's."""
     return [r for group, some in rows.items() if group not in APART for r in some]
-
-
-def placed(result):
-    """Where a picture is, in words."""
-    c, s = (short(result.figures[name]) for name in ("content_distance", "style_distance"))
-    return f"content distance {c}, style distance {s}"
 
 
 def ranked(baseline, sweep, results):
@@ -479,68 +447,6 @@ def ranked(baseline, sweep, results):
         for r in results
     ]
     return sorted(rows, key=lambda row: np.inf if row["style_distance"] is None else row["style_distance"])
-
-
-def of_ranks(rows):
-    """The best and the worst of `ranked`, in a sentence."""
-    each = [f"{row['run']} ({short(row['style_distance'])})" for row in rows if row["style_distance"] is not None]
-    if not each:
-        return "None of the other losses keeps as much of the content as the sweep of α does anywhere."
-    some = each if len(each) < 6 else [*each[:3], "...", *each[-2:]]
-    return (
-        "Where the sweep of α keeps as much of the content, the style distance of the others is so many times its, "
-        f"from best to worst: {', '.join(some)}."
-    )
-
-
-# {group: (the figure that it is about, in words)}
-TOLD = {
-    "tv": ("roughness", "Roughness"),
-    "laplacian": ("ssim", "SSIM to the photograph"),
-    "perceptual": ("lpips", "LPIPS to the photograph"),
-    "adain": ("reference_ssim", "SSIM to AdaIN’s picture"),
-}
-
-
-def told(group, baseline, results):
-    """The figure that a group is about, in a sentence."""
-    name, label = TOLD[group]
-    values = [f"{short(r.figures[name])} ({r.name})" for r in results]
-    return f"{HEADINGS[group]}. {label}: {', '.join(values)}, {short(baseline.figures[name])} without."
-
-
-def of_reference(results):
-    """Which runs that were not given AdaIN's picture come nearest to it, in a sentence."""
-    some = [r for r in results if "reference_ssim" in r.figures and "reconstruction" not in r.configuration["losses"]]
-    nearest = []
-    for name, label in pseudo_truth.FIGURES.items():
-        best = (max if name == "reference_ssim" else min)(some, key=lambda r: r.figures[name])
-        nearest.append(f"{best.name} by {label.split()[0]} ({short(best.figures[name])})")
-    return f"Nearest to AdaIN’s picture, of those that were not given it: {', '.join(nearest)}."
-
-
-def of_augustins(results):
-    """What his α keep, and whether their fall with the size keeps content alike, in sentences."""
-    at = {(r.configuration["size"], r.configuration["losses"]["gatys_content"]): r for r in results}
-    distance = {key: r.figures["content_distance"] for key, r in at.items()}
-    scaled = [HEAVIER * alpha for alpha in ALPHAS.values()]
-    sizes = sorted({side for side, _ in at})
-    literal = [f"{short(distance[side, a])} at {side} px (α {a:g})" for side, a in sorted(at) if a not in scaled]
-    text = f"Augustins’s weights. As they stand, his α leave a content distance of {', '.join(literal)}. "
-    text += f"The same {HEAVIER:,.0f} times heavier, as his losses’ scale is not known: "
-    if any(side not in ALPHAS for side in sizes) or len(sizes) < 2:
-        values = [f"{short(distance[side, a])} with α {a:g} at {side} px" for side in sizes for a in scaled]
-        return f"{text}{', '.join(values)}."
-    his = [distance[side, HEAVIER * ALPHAS[side]] for side in sizes]
-    fixed = {a: [distance[side, a] for side in sizes] for a in scaled}
-    spread = {a: max(values) / max(min(values), 1e-30) for a, values in fixed.items()}
-    best = min(spread, key=spread.__getitem__)
-    own = max(his) / max(min(his), 1e-30)
-    verdict = "more alike than" if own < spread[best] else "no more alike than"
-    return (
-        f"{text}{', '.join(f'{short(value)} at {side} px' for side, value in zip(sizes, his, strict=True))}, {verdict} "
-        f"with one α, of which {best:g} does best ({', '.join(map(short, fixed[best]))})."
-    )
 
 
 if __name__ == "__main__":

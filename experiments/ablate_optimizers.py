@@ -24,7 +24,7 @@ import optax
 import pseudo_truth
 import studies
 import tyro
-from studies import listed, percent
+from studies import percent
 
 from nstjax import cards, features, images, losses, memory, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
@@ -172,10 +172,10 @@ def at_rate(make):
 
 
 def with_failures(result):
-    """A result with two more figures: how many steps were taken back, and the seconds of an evaluation."""
+    """A result with two more figures: how many steps were rejected, and the seconds of an evaluation."""
     seconds = result.curve["seconds"]
     more = {
-        "taken_back": sum(failures > 0 for failures in result.curve["failures"]),
+        "rejected": sum(failures > 0 for failures in result.curve["failures"]),
         "pace": seconds[-1] / max(1, len(seconds) - 1),
     }
     return result._replace(figures=result.figures | more)
@@ -285,7 +285,7 @@ def report(flags, results, pictures, truth, init):
                     y=LEFT,
                     log="xy",
                     caption="The best rate of each. An evaluation is of the loss with its gradient; each step takes "
-                    "one. Steps that were taken back are left out of the lines, not out of the count.",
+                    "one. Rejected steps are left out of the lines, not out of the count.",
                 ),
                 cards.curves(
                     lines("seconds"),
@@ -336,7 +336,8 @@ def report(flags, results, pictures, truth, init):
         title="Which optimiser paints soonest",
         lead="One photograph, one painting, one loss (Gatys 2015, VGG-19), one start; one optimiser after another, "
         "each with the best learning rate of a small sweep.",
-        says=says(results),
+        reading="Compare the best rate of each optimizer, at equal evaluations and at equal seconds: the "
+        "less of the loss is left, the better.",
         blocks=blocks,
         sheet=plots.contact_sheet(cells, cell=max(144, *pictures["photograph"].shape[:2])),
         table={
@@ -347,61 +348,13 @@ def report(flags, results, pictures, truth, init):
             "content": "Content",
             "style": "Style",
             **{name: pseudo_truth.FIGURES[name] for name in ("reference_mse", "reference_ssim")},
-            "taken_back": "Steps taken back",
+            "rejected": "Rejected steps",
             "pace": "Seconds an evaluation",
             "evaluations": "Evaluations",
             "seconds": "Seconds",
         },
         best={"left": min, "pace": min, "reference_ssim": max},
     )
-
-
-def says(results):
-    """What was found, in words that follow the numbers."""
-    best = sorted(best_of(results).values(), key=end)
-    names = {id(result): OPTIMIZERS[result.configuration["optimizer"]].name for result in best}
-    first = best[0]
-    text = [
-        f"After {len(first.curve['loss'])} evaluations, each at its best rate, "
-        + listed([f"{names[id(r)]} leaves {percent(r.left)}" for r in best])
-        + " of the loss that all begin with."
-    ]
-    if best[1:]:
-        parts = [
-            f"{percent(share(first, other))} of the evaluations ({percent(share(first, other, 'seconds'))} of the "
-            f"seconds) of {names[id(other)]}"
-            for other in best[1:]
-        ]
-        text.append(f"For the others’ last loss, {names[id(first)]} needs {listed(parts)}.")
-        soonest = min(best, key=lambda result: result.curve["seconds"][-1])
-        budget = soonest.curve["seconds"][-1]
-        then = {id(r): min([y for x, y in r.line("loss", "seconds") if x <= budget], default=math.inf) for r in best}
-        leader = min(best, key=lambda result: then[id(result)])
-        paces = sorted(best, key=lambda result: result.figures["pace"])
-        text.append(
-            f"In the {cards.number(budget)} seconds that the quickest, {names[id(soonest)]}, takes for all, "
-            f"{names[id(leader)]} gets lowest. An evaluation with its step takes from "
-            f"{cards.number(1000 * paces[0].figures['pace'])} ms ({names[id(paces[0])]}) to "
-            f"{cards.number(1000 * paces[-1].figures['pace'])} ms ({names[id(paces[-1])]})."
-        )
-    nearest = sorted(best, key=lambda result: -result.figures["reference_ssim"])
-    text.append(
-        "SSIM to AdaIN’s picture, which none was given: "
-        + listed([f"{r.figures['reference_ssim']:.2g} ({names[id(r)]})" for r in nearest])
-        + "."
-    )
-    factors = {result.configuration["factor"] for result in results}
-    if len(factors) > 1:
-        text.append(
-            "The best rates are " + listed([f"{r.configuration['rate']:.3g} for {names[id(r)]}" for r in best]) + "."
-        )
-        for which, edge in (("smallest", min(factors)), ("largest", max(factors))):
-            some = [names[id(r)] for r in best if r.configuration["factor"] == edge]
-            if some:
-                text.append(
-                    f"Of {listed(some)} the {which} rate tried was the best: wider --factors may find a better."
-                )
-    return text
 
 
 def start_of(init):

@@ -18,11 +18,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import studies
 import tyro
-from studies import listed, percent
+from studies import percent
 
 from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
@@ -34,8 +33,6 @@ FIRSTS = tuple(name for name in LAYERS if name.endswith("_1"))
 QUICK = ("relu1_1", "relu3_1", "relu5_1")
 KNOWN = tuple(name for name in vgg.layer_names("vgg19") if not name.startswith("pool"))
 GD, LBFGS = "gradient descent", "L-BFGS"
-FAILED = 10  # times what L-BFGS leaves of a loss
-NEARER = 0.02  # of SSIM, where a difference can be seen
 DEFAULTS = studies.Flags(output=Path("reconstruct"))
 
 
@@ -200,7 +197,8 @@ def report(flags, results, originals, noise, layers):
         title="What a layer remembers",
         lead="A photograph’s content and a painting’s style, reconstructed from noise by what single layers of VGG-19 "
         "know of them: the tables of Augustins 2017 and the figure of Gatys 2015, by gradient descent and by L-BFGS.",
-        says=says(single, many, originals["content"], noise, layers),
+        reading="The nearer an image comes to its original, and the less of the noise’s loss is left, the"
+        " more the layer remembers.",
         blocks=blocks,
         sheet=plots.contact_sheet(cells, cell=cell),
         table={
@@ -236,74 +234,6 @@ def note(result):
     if result.configuration["of"] == "content":
         return f"SSIM {result.figures['ssim']:z.2f}"
     return f"left {percent(left(result))}"
-
-
-def says(single, many, photograph, noise, layers):
-    """What was found, in words that follow the numbers."""
-    by_layer = {
-        (of, m): {name: single[of, name, m] for name in layers} for of in ("content", "style") for m in (GD, LBFGS)
-    }
-    ssim = {m: [r.figures["ssim"] for r in by_layer["content", m].values()] for m in (GD, LBFGS)}
-    good = [name for name, value in zip(layers, ssim[LBFGS], strict=True) if value >= 0.5]
-    start = measured(photograph, noise)["ssim"]
-    ends = list(dict.fromkeys((layers[0], layers[-1])))
-    at = [layers.index(name) for name in ends]
-    text = [
-        f"What L-BFGS makes of the photograph’s {listed(ends)} has an SSIM to it of "
-        f"{listed([f'{ssim[LBFGS][i]:z.2f}' for i in at])} (the noise has {start:z.2f}); "
-        + (f"it is a half or more for {spans(good, layers)}. " if good else "no layer reaches a half. ")
-        + f"Gradient descent, with as many evaluations, ends at {listed([f'{ssim[GD][i]:z.2f}' for i in at])}."
-    ]
-    for of in ("content", "style"):
-        rest = {m: {name: left(r) for name, r in by_layer[of, m].items()} for m in (GD, LBFGS)}
-        middle = {m: percent(np.median(list(rest[m].values()))) for m in (GD, LBFGS)}
-        failed = [name for name in layers if rest[GD][name] > FAILED * rest[LBFGS][name]]
-        behind = [name for name in layers if rest[LBFGS][name] > rest[GD][name]]
-        grown = [name for name in layers if rest[GD][name] > 1]
-        text.append(
-            f"{of.capitalize()}: at the median layer, gradient descent leaves {middle[GD]} of the loss that the noise "
-            f"has and L-BFGS {middle[LBFGS]}; it leaves over {FAILED} times as much as L-BFGS for "
-            + (spans(failed, layers) if failed else "no layer")
-            + (f", and ends with more than it began with for {spans(grown, layers)}." if grown else ".")
-            + (f" L-BFGS leaves more than gradient descent for {spans(behind, layers)}." if behind else "")
-        )
-    if deep := [name for name in layers if name[4] == "5"]:
-        remains = {which: percent(mean(left(some[name]) for name in deep)) for which, some in by_layer.items()}
-        sentences = [
-            f"Block 5: gradient descent leaves {remains['content', GD]} of the content’s loss and "
-            f"{remains['style', GD]} of the style’s, L-BFGS {remains['content', LBFGS]} and {remains['style', LBFGS]}."
-        ]
-        for method in (GD, LBFGS):
-            gain = mean(by_layer["content", method][name].figures["ssim"] for name in deep) - start
-            nearer = "no nearer" if gain < NEARER else "a little nearer" if gain < 0.1 else "much nearer"
-            sentences.append(f"By {method} the content is {nearer} to the photograph than noise is (SSIM {gain:+.3f}).")
-        text.append(" ".join(sentences).replace("SSIM -", "SSIM \N{MINUS SIGN}"))
-    if many[LBFGS]:
-        far, near = (percent(left(many[m][-1])) for m in (GD, LBFGS))
-        text.append(
-            f"Of the style of {len(many[LBFGS]) + 1} layers together, gradient descent leaves {far} and L-BFGS {near}."
-        )
-    return text
-
-
-def mean(values):
-    return float(np.mean(list(values)))
-
-
-def spans(names, layers):
-    """Names among the layers, in words: three or more neighbours in the network become "a to b"."""
-    where = [layers.index(name) for name in names]
-    groups: list[list[int]] = []
-    for i in where:
-        if groups and groups[-1][-1] == i - 1 and KNOWN.index(layers[i]) - KNOWN.index(layers[i - 1]) <= 2:
-            groups[-1].append(i)
-        else:
-            groups.append([i])
-    parts = [
-        layers[g[0]] if len(g) == 1 else f"{layers[g[0]]} {'and' if len(g) == 2 else 'to'} {layers[g[-1]]}"
-        for g in groups
-    ]
-    return ", ".join(parts)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     runs = [Run(f"seed {seed}", {"seed": seed, "content": source(path)}, partial(prepare, seed)) for seed in range(4)]
     results = run(flags, [Program(solvers.lbfgs(objective), 200, runs, keep=(20, 100))], measure=measure)
-    write(flags, results, title=..., lead=..., says=[...], blocks=[cards.pictures(...)], sheet=..., table={...})
+    write(flags, results, title=..., lead=..., reading=..., blocks=[cards.pictures(...)], sheet=..., table={...})
 
 Every finished run lies in the study's folder, and is skipped the next time if its configuration is still the same.
 """
@@ -92,7 +92,7 @@ class Result(NamedTuple):
         return None if not first or last is None else last / first
 
     def line(self, name, against="evaluations") -> list[tuple]:
-        """[(evaluations or seconds, the loss or a term)] for `cards.curves`, without steps that were taken back."""
+        """[(evaluations or seconds, the loss or a term)] for `cards.curves`, without rejected steps."""
         columns = (self.curve[against], self.curve[name], self.curve["failures"])
         return [(x, y) for x, y, failures in zip(*columns, strict=True) if not failures]
 
@@ -271,7 +271,7 @@ def _optimise(solver, program, chunk, paths, measure, bar, stopped):
 
 
 def _last(curve):
-    """The last loss and terms. A failed evaluation is of a step that was taken back, and does not count."""
+    """The last loss and terms. A failed evaluation is of a rejected step, and does not count."""
     good = [row for row, failures in enumerate(curve["failures"]) if not failures]
     terms = {name: values for name, values in curve.items() if name not in ("seconds", "failures")}
     return {name: values[good[-1]] if good else None for name, values in terms.items()} | {
@@ -362,7 +362,7 @@ def write(
     *,
     title: str,
     lead: str,
-    says: Sequence[str],
+    reading: str,
     blocks: Sequence,
     sheet,
     table,
@@ -370,7 +370,7 @@ def write(
 ) -> None:
     """Write results.csv, results.json, sheet.png and, when they are there, card.html into the study's folder.
 
-    says: paragraphs of what the study found. blocks: what `cards` made of it. sheet: a picture of all
+    reading: how to read the card, in a sentence. blocks: what `cards` made of it. sheet: a picture of all
     (`plots.contact_sheet`). table: {column of `rows`: heading} for the card's table of all runs; best: {column: min or
     max}, whose best is set bold.
     """
@@ -387,7 +387,6 @@ def write(
     }
     whole = {
         "study": title,
-        "says": list(says),
         "command": made["Command"],
         "hardware": made["Hardware"],
         "versions": made["Versions"],
@@ -403,7 +402,7 @@ def write(
     }
     page = cards.page(
         title,
-        cards.section("What it says", *says),
+        cards.section("How to read it", reading),
         *blocks,
         cards.section(
             "All runs",
@@ -431,11 +430,6 @@ def percent(share) -> str:
 def short(value) -> str:
     """Two significant digits; None -> –."""
     return cards.number(math.nan if value is None else float(f"{value:.2g}"))
-
-
-def listed(parts) -> str:
-    """["a", "b", "c"] -> "a, b and c"."""
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
 
 
 def enlarged(picture, cell):

@@ -1,9 +1,7 @@
 """experiments/ablate_features.py: units, judges, weights that cannot be had, the study at tiny size."""
 
 import csv
-import json
 from functools import partial
-from pathlib import Path
 
 import commands
 import jax
@@ -126,8 +124,6 @@ def test_the_study_from_end_to_end(run, capsys):
     blank = {name for name, row in table.items() if not row["style_vgg16"]}
     assert blank == {"VGG-16", "VGG-16, SWAG"}
     assert len({row["loss"] for row in table.values()}) == len(table)  # pooling, weights and softmax all count
-    whole = json.loads((folder / "results.json").read_text())
-    assert "Left out" in whole["says"][-1] and "ResNet-50" in whole["says"][-1]
     card = (folder / "card.html").read_text()
     assert "ResNet-50: https://example.org/resnet50: cannot be downloaded (no network)." in card
     assert card.count("<img src=") == 3 + 6
@@ -139,49 +135,8 @@ def test_the_study_from_end_to_end(run, capsys):
 
 def test_one_network_alone_that_must_not_judge_itself(run):
     folder = run("--extractors", "vgg16", "--init", "noise", "--steps", 1)
-    (only,) = json.loads((folder / "results.json").read_text())["says"]
-    assert only.startswith("VGG-16’s own picture, which it must not judge, has") and only.endswith("by SqueezeNet.")
-
-
-def result(style, content, judge="vgg16"):
-    figures = {f"{of}_{j}": None for of in ("style", "content") for j in ablate.JUDGES}
-    figures |= {f"style_{judge}": style, f"content_{judge}": content}
-    return studies.Result("", {}, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
-
-
-@pytest.mark.parametrize(
-    ("plain", "swag", "told"),
-    [
-        (0.5, 0.2, "SWAG closes 75 % of the gap: its claim, that ResNets become usable, holds here."),
-        (0.5, 0.4, "SWAG closes 25 % of the gap: its claim, that ResNets become usable, is not borne out here."),
-        (0.5, 0.6, "SWAG widens the gap"),
-        (0.05, 0.01, "It needs no SWAG here."),
-    ],
-)
-def test_what_the_card_says_of_swag_follows_the_numbers(plain, swag, told):
-    by = {("vgg19", False): result(0.1, 0.3), ("vgg19", True): result(0.2, 0.3)}
-    by |= {("resnet50", False): result(plain, 0.1), ("resnet50", True): result(swag, 0.4)}
-    text = [part.replace("\u00a0", " ") for part in ablate.says(by, ablate.VARIANTS, {})]
-    first = "5 % (ResNet-50) and 10 % (VGG-19)" if plain < 0.1 else f"10 % (VGG-19) and {100 * plain:.0f} % (ResNet-50)"
-    assert first in text[0]
-    ratios = {"VGG-19": "2", "ResNet-50": f"{swag / plain:.3g}"}
-    each = [f"{ratios[name]} times it by {name}" for name in sorted(ratios, reverse=plain > 0.1)]
-    assert text[1].endswith(f"leave as they are, {' and '.join(each)}.")
-    assert told in text[2] and len(text) == 3
-
-
-def test_the_card_says_what_could_not_be_tested():
-    by = {("vgg19", False): result(0.1, 0.3), ("vgg19", True): result(0.2, 0.3)}
-    by |= {(name, swag): result(0.4, 0.9) for name in ("vgg19-average", "vgg19-random") for swag in (False, True)}
-    by |= {("vgg16", swag): result(0.3, 0.2, "squeezenet11") for swag in (False, True)}
-    by[("vgg19", False)].figures["style_squeezenet11"] = 0.6
-    text = " ".join(ablate.says(by, ablate.VARIANTS, {"ResNet-50": "no network"})).replace("\u00a0", " ")
-    assert "VGG-16’s own picture, which it must not judge, has 30 % left by SqueezeNet, VGG-19’s 60 %" in text
-    assert (
-        "VGG-19 with average pooling leaves 4 times the style’s distance that it leaves otherwise, and loses 3 times"
-        in text
-    )
-    assert "Whether SWAG makes a trained ResNet usable was therefore not tested" in text
+    (row, _) = csv.DictReader((folder / "results.csv").read_text().splitlines())
+    assert not row["style_vgg16"] and float(row["style_squeezenet11"]) > 0
 
 
 def test_weights_are_given_by_network():

@@ -114,8 +114,6 @@ def test_several_pairs_against_references(run, capsys):
     assert [each["figures"]["ssim"] for each in whole["runs"]] == [
         float(row["ssim"]) for row in rows[len(steps) - 1 :: len(steps)]
     ]
-    assert whole["says"][0].startswith("a, painting: ") and whole["says"][-1].startswith("Of 3 pairs ")
-    assert "nearest to AdaIN’s picture at iteration 0 by MSE, 0 by SSIM, 0 by LPIPS" in whole["says"][0]
     card = (folder / "card.html").read_text()
     assert "LPIPS to AdaIN over iterations" in card and "those that were given" in card and "uncalibrated" in card
     assert images.load(folder / "sheet.png").std() > 0.1
@@ -142,40 +140,14 @@ def test_without_a_reference_adains_loss_is_minimised(run, here, capsys):
 def test_a_single_iteration_leaves_the_photograph(run):
     given = ("--content", "HERE/a.png", "--style", "HERE/painting.png", "--reference", "HERE/b.png")
     folder = run(*given, "--steps", 1)
-    says = json.loads((folder / "results.json").read_text())["says"]
-    assert says[0].startswith("a, painting: there is no knee.") and (folder / "card.html").exists()
+    first, last = csv.DictReader((folder / "iterations.csv").read_text().splitlines())
+    assert (first["step"], last["step"]) == ("0", "1") and float(last["ssim"]) == pytest.approx(1, abs=1e-3)
 
 
 def test_one_painting_goes_with_all_photographs():
     a, b, c = Path("x/a.jpg"), Path("x/b.jpg"), Path("y/a.jpg")
     assert ablate.paired((a, b), (c,)) == {"a, a": (a, c), "b, a": (b, c)}
     assert ablate.paired((a, c), (b, b)) == {"a, b": (a, b), "a, b’": (c, b)}
-
-
-def columns(style, lpips, ssim, **more):
-    steps = [0, 1, 2, 4, 8]
-    every = {"step": steps, "style_distance": style, "lpips": lpips, "ssim": ssim, "content_distance": lpips}
-    every |= {name: style for name in ("reference_mse", "reference_ssim", "reference_lpips")}
-    return every | {"lost": [1 - value for value in ssim]} | more
-
-
-def test_what_the_card_says_follows_the_numbers():
-    bent = columns([1, 0.5, 0.2, 0.109, 0.1], [0, 0.1, 0.2, 0.6, 1.0], [1, 0.9, 0.2, 0.1, 0.0])
-    straight = columns([1, 0.8, 0.6, 0.4, 0.2], [0, 0.2, 0.4, 0.6, 0.8], [1, 0.8, 0.6, 0.4, 0.2])
-    at = {"bent": 2, "straight": None}
-    first, second, *rest = ablate.says({"bent": bent, "straight": straight}, at)
-    assert "bent: the knee is at iteration 2 of 8." in first
-    assert "89 % of its way in style. From there to the end go the style distance from 0.2 to 0.1, LPIPS from" in first
-    assert "1 − SSIM from 0.8 to 1, content distance from 0.2 to 1. From iteration 4 on" in first
-    assert rest == ["Of 2 pairs 1 have a knee, at 2 to 2 iterations, with a median of 2."]
-    assert "straight: there is no knee. From iteration 8 on" in second
-    # What is within a tenth of the last only by the way, or far below it, has not settled.
-    again = columns([1, 0.1, 0.5, 0.05, 0.1], *([[1, 0.9, 0.2, 0.1, 0.0]] * 2))
-    assert "From iteration 8 on" in ablate.says({"again": again}, {"again": None})[0]
-    near = columns(*([[1, 0.5, 0.2, 0.109, 0.1]] * 3), reference_mse=[4, 3, 1, 2, 3], reference_ssim=[0, 1, 0, 0, 0])
-    near["reference_lpips"] = [4, 3, 2, 1, 0]
-    text = ablate.says({"near": near}, {"near": 2})
-    assert "at iteration 2 by MSE, 1 by SSIM, 8 by LPIPS" in text[0] and len(text) == 1
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ def test_the_sweep_picks_the_rate_that_ends_lowest():
     ]
     best = ablate.best_of(sweep)
     assert {o: r.configuration["factor"] for o, r in best.items()} == {"adam": 1, "gd": 1}
-    assert best["gd"].figures["loss"] == 8.0 and best["gd"].figures["taken_back"] == 1
+    assert best["gd"].figures["loss"] == 8.0 and best["gd"].figures["rejected"] == 1
     assert ablate.end(result("gd", [None], failures=[1])) == np.inf
 
 
@@ -91,7 +91,7 @@ def test_who_reaches_whose_loss_in_what_part():
     assert ablate.share(fast, slow, "seconds") == pytest.approx(0.3 / 0.3)
     assert ablate.share(slow, fast) is None and ablate.share(fast, fast) == 1
     jumped = result("gd", [8.0, 0.5, 6.0, 5.0], failures=[0, 1, 0, 0])
-    assert ablate.reached(jumped, 5.5) == 4  # a step that was taken back reaches nothing
+    assert ablate.reached(jumped, 5.5) == 4  # a rejected step reaches nothing
 
 
 def test_pictures_of_equal_seconds():
@@ -99,25 +99,6 @@ def test_pictures_of_equal_seconds():
     assert [ablate.kept_until(run, seconds) for seconds in (0, 0.05, 0.1, 0.29, 0.3, 0.39, 0.4, 9)] == [
         *(0, 0, 2, 2, 4, 4, 5, 5)
     ]
-
-
-def test_what_the_card_says_follows_the_numbers():
-    fast = [result("lbfgs", [8.0, 4.0, 2.0, 1.0], pace=0.3), result("lbfgs", [8.0, 7.0], factor=0.5)]
-    slow = [result("gd", [8.0, 6.0, 5.0, 4.0]), result("gd", [8.0, 8.0, 8.0, 7.0], factor=0.5)]
-    text = " ".join(ablate.says(fast + slow)).replace("\u00a0", " ")
-    assert "L-BFGS (jaxopt) leaves 12 % and gradient descent leaves 50 %" in text
-    assert "L-BFGS (jaxopt) needs 50 % of the evaluations (100 % of the seconds) of gradient descent." in text
-    # Within 0.3 s gradient descent is at 4, and so is L-BFGS after its second evaluation.
-    assert "In the 0.3 seconds that the quickest, gradient descent, takes for all" in text
-    assert "takes from 100 ms (gradient descent) to 300 ms (L-BFGS (jaxopt))" in text
-    assert "Of L-BFGS (jaxopt) and gradient descent the largest rate tried was the best" in text
-    assert "smallest" not in text
-    assert "SSIM to AdaIN’s picture, which none was given: 0.1 (L-BFGS (jaxopt)) and 0.0031 (gradient desc" in text
-    turned = [result("lbfgs", [8.0, 7.0, 6.0, 5.0]), result("gd", [8.0, 6.0, 1.0, 0.8])]
-    text = " ".join(ablate.says(turned)).replace("\u00a0", " ")
-    assert "gradient descent needs 75 % of the evaluations (67 % of the seconds) of L-BFGS (jaxopt)." in text
-    assert "rates" not in text
-    assert len(ablate.says(turned[:1])) == 2
 
 
 @pytest.fixture
@@ -148,12 +129,6 @@ def test_the_study_from_end_to_end(run, capsys):
         assert curve["seconds"][0] == 0
         assert curve["loss"][0] == pytest.approx(curves[0]["loss"][0], rel=1e-4)  # the same start
         assert min(curve["loss"]) < curve["loss"][0]
-    best = {
-        name: min(float(row["loss"]) for row in table.values() if row["optimizer"] == name)
-        for name in ("lbfgs", "adam")
-    }
-    first = "L-BFGS (jaxopt)" if best["lbfgs"] < best["adam"] else "Adam"
-    assert f"each at its best rate, {first} leaves" in whole["says"][0]
     card = (folder / "card.html").read_text()
     assert card.count("<img src=") == 2 * (3 + 2 * 4) and len(card) < 10e6
     assert images.load(folder / "sheet.png").std() > 0.1
