@@ -20,14 +20,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import pseudo_truth
-import studies
 import tyro
-from studies import percent
 
-from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
+from nstjax import features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
+from nstjax.studies import cards, pseudo_truth, runner
+from nstjax.studies.runner import percent
+from nstjax.weights import PICTURES
 
 
 class Variant(NamedTuple):
@@ -69,7 +69,7 @@ OFFICIAL = ("keras", "torchvision")
 # They see every picture but those of their own network.
 JUDGES = {"vgg16": "VGG-16", "squeezenet11": "SqueezeNet 1.1"}
 PIXELS = ("reference_mse", "reference_ssim")  # need no judge
-DEFAULTS = studies.Flags(output=Path("features"))
+DEFAULTS = runner.Flags(output=Path("features"))
 
 Name = Literal[
     "vgg19",
@@ -86,15 +86,15 @@ Name = Literal[
 
 def main(
     *,
-    content: Path = studies.PICTURES / "astronaut.jpg",
-    style: Path = studies.PICTURES / "gale.jpg",
+    content: Path = PICTURES / "astronaut.jpg",
+    style: Path = PICTURES / "gale.jpg",
     extractors: tuple[Name, ...] | None = None,
     weights: tuple[str, ...] = (),
     init: Literal["content", "noise"] = "content",
     strength: float = 0.3,
     temperature: float = 10.0,
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
 ) -> None:
     """Paint one picture by the features of several networks, and by their softmax.
 
@@ -110,39 +110,39 @@ def main(
         flags: those of every study.
     """
     given = sources(weights)
-    studies.start(
+    runner.start(
         flags,
         inputs=[content, style, *given.values(), *pseudo_truth.inputs(truth)],
         folders=pseudo_truth.folders(truth),
         temperature=temperature,
     )
-    studies.check_strength(strength)
+    runner.check_strength(strength)
     chosen = {name: VARIANTS[name] for name in dict.fromkeys(extractors or (QUICK if flags.quick else VARIANTS))}
     pseudo_truth.check(truth)
     size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (30 if flags.quick else 150)
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=32)
-    first = studies.beginning(init, photograph, flags.seed)
+    first = runner.beginning(init, photograph, flags.seed)
     chosen = {name: each._replace(source=source_of(each, given)) for name, each in chosen.items()}
     params, left_out = load(chosen, given, like=photograph, seed=flags.seed)
 
     pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
     (reference,) = pseudo_truth.made(flags, truth, pairs).values()
     about = {"size": size, "seed": flags.seed, "init": init, "strength": strength}
-    about |= {"photograph": studies.source(content), "painting": studies.source(style)} | reference.about
+    about |= {"photograph": runner.source(content), "painting": runner.source(style)} | reference.about
 
     def program(name, swag):
         variant = chosen[name]
-        own = {"extractor": name, "swag": swag, "network": variant.network, "weights": studies.source(variant.source)}
+        own = {"extractor": name, "swag": swag, "network": variant.network, "weights": runner.source(variant.source)}
         own |= {"content_layers": variant.content, "style_layers": variant.style}
         own |= {"temperature": temperature} if swag else {}
         objective, balanced = losses_of(variant, swag=swag, strength=strength, temperature=temperature)
         start = lambda: (first, balanced(params[name], photograph, painting))  # noqa: E731
-        run = studies.Run(variant.name + (", SWAG" if swag else ""), own | about, start)
-        return studies.Program(solvers.lbfgs(objective), steps, [run])
+        run = runner.Run(variant.name + (", SWAG" if swag else ""), own | about, start)
+        return runner.Program(solvers.lbfgs(objective), steps, [run])
 
     programs = [program(name, swag) for name in params for swag in (False, True)]
-    results = studies.run(flags, programs, measure=judged(photograph, painting, reference.picture))
+    results = runner.run(flags, programs, measure=judged(photograph, painting, reference.picture))
     pictures = {"photograph": photograph, "painting": painting, "AdaIN’s picture": reference.picture}
     report(flags, results, chosen, {chosen[name].name: why for name, why in left_out.items()}, pictures, truth)
 
@@ -343,7 +343,7 @@ def report(flags, results, chosen, left_out, pictures, truth):
     for i in range(0, len(names), 4):
         for label, swag in (("", False), (", SWAG", True)):
             cells.append([(by[name, swag].picture(), chosen[name].name + label) for name in names[i : i + 4]])
-    studies.write(
+    runner.write(
         flags,
         results,
         title="Which network’s features paint",

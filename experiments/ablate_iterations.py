@@ -16,19 +16,19 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import ablate_losses
 import jax
 import numpy as np
-import pseudo_truth
-import studies
 import tyro
-from studies import short
 
-from nstjax import cards, files, images, metrics, objectives, plots, solvers, terminal
+from nstjax import files, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
+from nstjax.studies import cards, measures, pseudo_truth, runner
+from nstjax.studies.runner import short
+from nstjax.weights import PICTURES
 
-DEFAULTS = studies.Flags(output=Path("iterations"))
+CELL = 256  # pixels of an image on the sheet
+DEFAULTS = runner.Flags(output=Path("iterations"))
 SHOWN = 6  # pictures of a pair, beside the painting and AdaIN's
 
 
@@ -43,12 +43,12 @@ class Pair(NamedTuple):
 
 def main(
     *,
-    content: tuple[Path, ...] = (studies.PICTURES / "astronaut.jpg",),
-    style: tuple[Path, ...] = (studies.PICTURES / "gale.jpg",),
+    content: tuple[Path, ...] = (PICTURES / "astronaut.jpg",),
+    style: tuple[Path, ...] = (PICTURES / "gale.jpg",),
     strength: float = 0.2,
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
 ) -> None:
     """Measure a picture while it is painted, from the photograph, by Gram matrices and L-BFGS (Gatys 2015).
 
@@ -60,13 +60,13 @@ def main(
         truth: what AdaIN's pictures are.
         flags: those of every study.
     """
-    studies.start(
+    runner.start(
         flags,
         inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)],
         folders=pseudo_truth.folders(truth),
         random=False,
     )
-    studies.check_strength(strength)
+    runner.check_strength(strength)
     names = paired(content, style)
     pseudo_truth.check(truth, pairs=len(names))
     size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (60 if flags.quick else 300)
@@ -75,30 +75,30 @@ def main(
         for name, (first, second) in names.items()
     }
     like = next(iter(loaded))
-    params = ablate_losses.load_networks(weights, like=loaded[like][0])
-    about = {"size": size, "strength": strength, "weights": studies.source(weights)}
-    about["scaled_by"] = studies.source(names[like][0])
+    params = measures.load_networks(weights, like=loaded[like][0])
+    about = {"size": size, "strength": strength, "weights": runner.source(weights)}
+    about["scaled_by"] = runner.source(names[like][0])
     references = pseudo_truth.made(flags, truth, loaded)
     pairs = {
         name: Pair(
             *loaded[name],
             references[name].picture,
-            {"photograph": studies.source(first), "painting": studies.source(second)} | references[name].about,
+            {"photograph": runner.source(first), "painting": runner.source(second)} | references[name].about,
         )
         for name, (first, second) in names.items()
     }
 
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
-    objective, targets = objectives.neural_style(vgg.features, statistic=ablate_losses.gram)
+    objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
 
-    layers = {"content": (ablate_losses.CONTENT_LAYER,), "style": ablate_losses.STYLE_LAYERS}
-    balanced = studies.balanced(objective, targets, **layers, strength=strength)
+    layers = {"content": (measures.CONTENT_LAYER,), "style": measures.STYLE_LAYERS}
+    balanced = runner.balanced(objective, targets, **layers, strength=strength)
 
     def prepare(pair):
         """The photograph, and the objective's data."""
         return pair.photograph, balanced(params["vgg19"], pair.photograph, pair.painting)
 
-    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (ablate_losses.figures, pseudo_truth.figures))
+    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (measures.figures, pseudo_truth.figures))
 
     def measure(run, picture):
         pair = pairs[run.name]
@@ -108,10 +108,10 @@ def main(
 
     runs: dict[tuple, list] = {}
     for name, pair in pairs.items():
-        runs.setdefault(pair.photograph.shape, []).append(studies.Run(name, about | pair.about, partial(prepare, pair)))
+        runs.setdefault(pair.photograph.shape, []).append(runner.Run(name, about | pair.about, partial(prepare, pair)))
     solver = solvers.lbfgs(objective)
-    programs = [studies.Program(solver, steps, some, keep=spaced(steps)) for some in runs.values()]
-    results = studies.run(flags, programs, measure=measure)
+    programs = [runner.Program(solver, steps, some, keep=spaced(steps)) for some in runs.values()]
+    results = runner.run(flags, programs, measure=measure)
     report(flags, results, pairs, truth, calibrated=heads is not None)
 
 
@@ -190,7 +190,7 @@ def report(flags, results, pairs, truth, *, calibrated):
             note = f"L {short(columns['lpips'][i])}, s {short(columns['style_distance'][i])}"
             row.append(cards.Picture(picture, label if step else "photograph", note))
         lines.append((result.name, row))
-        cells.append([(studies.enlarged(each.image, ablate_losses.CELL), each.label) for each in row])
+        cells.append([(runner.enlarged(each.image, CELL), each.label) for each in row])
 
     def over(name, y, *, log="x", marked=False):
         """A figure over iterations."""
@@ -228,11 +228,11 @@ def report(flags, results, pairs, truth, *, calibrated):
         for name, columns in tracks.items()
         for i in range(len(columns["step"]))
     ]
-    headings = {"pair": "Pair", "step": "Iterations"} | ablate_losses.FIGURES | pseudo_truth.FIGURES
+    headings = {"pair": "Pair", "step": "Iterations"} | measures.FIGURES | pseudo_truth.FIGURES
     blocks.append(cards.section("Every step", cards.table(rows, columns=headings, caption="Every picture looked at.")))
     blocks.append(cards.section("How to read the figures", *explained(calibrated)))
     files.write_csv(flags.output / "iterations.csv", rows)
-    studies.write(
+    runner.write(
         flags,
         results,
         title="How many iterations a picture needs",
@@ -241,9 +241,9 @@ def report(flags, results, pairs, truth, *, calibrated):
         reading="Up to the knee, an iteration brings more style than the average one; after it, less, "
         "while more content is lost.",
         blocks=blocks,
-        sheet=plots.contact_sheet(cells, cell=ablate_losses.CELL),
+        sheet=plots.contact_sheet(cells, cell=CELL),
         table={"run": "Pair", "loss": "Loss", "left": "Left of it"}
-        | ablate_losses.FIGURES
+        | measures.FIGURES
         | pseudo_truth.FIGURES
         | {"evaluations": "Evaluations", "seconds": "Seconds"},
     )
@@ -252,7 +252,7 @@ def report(flags, results, pairs, truth, *, calibrated):
 def explained(calibrated):
     """What the figures are, in paragraphs."""
     return [
-        *ablate_losses.explained(calibrated)[:2],
+        *measures.explained(calibrated)[:2],
         "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
         "own (--strength). The knee is where the curve of style distance over iterations is farthest below the "
         "straight line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an "

@@ -20,25 +20,22 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pseudo_truth
-import studies
 import tyro
-from studies import short
 
-from nstjax import cards, features, images, losses, metrics, objectives, patches, plots, solvers, terminal
+from nstjax import images, losses, metrics, objectives, patches, plots, solvers, terminal
 from nstjax.features import vgg
+from nstjax.studies import cards, measures, pseudo_truth, runner
+from nstjax.studies.runner import short
+from nstjax.weights import PICTURES
 
-STYLE_LAYERS = features.EXTRACTORS["vgg19"].style
-(CONTENT_LAYER,) = features.EXTRACTORS["vgg19"].content
-EVERY = dict.fromkeys(STYLE_LAYERS, 1.0)
-CROWSON = dict(zip(STYLE_LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
-AUGUSTINS = dict(zip(STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True))
+EVERY = dict.fromkeys(measures.STYLE_LAYERS, 1.0)
+CROWSON = dict(zip(measures.STYLE_LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
+AUGUSTINS = dict(zip(measures.STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True))
 ALPHAS = {128: 5e-6, 256: 1e-6, 512: 1e-7}  # Augustins's, of each size
 # With Gatys's sums they keep nothing of the content. How his losses are normalised is not known; so many times his
 # first, the content is kept as by the baseline at that size.
 HEAVIER = 1e4
 CELLS = 4  # cells of a side, in which statistics are taken patch by patch
-gram = losses.gram
 
 
 def style_term(statistic, distance=losses.mse):
@@ -63,10 +60,10 @@ KEEP = {
     "laplacian": lambda x, image, target: losses.mse(losses.laplacian(image), target),
 }
 CHANGE = {
-    "style": style_term(gram),
-    "style_charbonnier": style_term(gram, losses.charbonnier),
-    "cells": style_term(partial(patches.patchwise, statistic=gram, grid=CELLS)),
-    "composition": style_term(partial(patches.patchwise, statistic=gram, grid=CELLS)),
+    "style": style_term(losses.gram),
+    "style_charbonnier": style_term(losses.gram, losses.charbonnier),
+    "cells": style_term(partial(patches.patchwise, statistic=losses.gram, grid=CELLS)),
+    "composition": style_term(partial(patches.patchwise, statistic=losses.gram, grid=CELLS)),
     "nearest": style_term(losses.activations, patches.nearest),
     "wasserstein": style_term(losses.gaussian, losses.wasserstein2),
     "reconstruction": lambda x, image, target: losses.mse(image, target),
@@ -130,7 +127,7 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
 }
 # What takes long to compute is compiled for those that need it alone.
 ALONE = ("perceptual", "patches", "nearest", "wasserstein")
-DEFAULTS = studies.Flags(output=Path("losses"))
+DEFAULTS = runner.Flags(output=Path("losses"))
 
 
 class Scene(NamedTuple):
@@ -144,12 +141,12 @@ class Scene(NamedTuple):
 
 def main(
     *,
-    content: Path = studies.PICTURES / "astronaut.jpg",
-    style: Path = studies.PICTURES / "gale.jpg",
+    content: Path = PICTURES / "astronaut.jpg",
+    style: Path = PICTURES / "gale.jpg",
     groups: tuple[Group, ...] = tuple(HEADINGS),
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
 ) -> None:
     """Paint a photograph with one loss after another, from the photograph, by L-BFGS.
 
@@ -164,7 +161,7 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(
+    runner.start(
         flags,
         inputs=[content, style, weights, *pseudo_truth.inputs(truth)],
         folders=pseudo_truth.folders(truth),
@@ -186,12 +183,12 @@ def main(
 
     every_side = {side for side, *_ in table.values()}
     pairs = {side: tuple(images.load(path, size=side, minimum=32) for path in (content, style)) for side in every_side}
-    params = load_networks(weights, like=pairs[size][0])
-    about = {"photograph": studies.source(content), "painting": studies.source(style)}
-    about |= {"weights": studies.source(weights), "scaled_at": size}
+    params = measures.load_networks(weights, like=pairs[size][0])
+    about = {"photograph": runner.source(content), "painting": runner.source(style)}
+    about |= {"weights": runner.source(weights), "scaled_at": size}
     (reference,) = pseudo_truth.made(flags, truth, {f"{content.stem}, {style.stem}": pairs[size]}).values()
     heads = metrics.load_heads("vgg") if weights == "torchvision" else None
-    objective = objectives.combined(networks, TERMS)
+    objective = objectives.combined(measures.networks, TERMS)
 
     @functools.cache
     def scene(side):
@@ -209,7 +206,7 @@ def main(
 
     def run_of(name, side, group, terms, *, among):
         own = {"group": group, "size": side, "losses": terms} | (reference.about if side == size else {})
-        return studies.Run(name, own | about, partial(prepare, side, terms, among))
+        return runner.Run(name, own | about, partial(prepare, side, terms, among))
 
     # Runs that differ in numbers alone are optimised by one program.
     kinds: dict[tuple, list[tuple]] = {}
@@ -218,9 +215,9 @@ def main(
     programs = []
     for some in kinds.values():
         among = tuple(name for name in TERMS if any(name in terms for *_, terms in some))
-        programs.append(studies.Program(solvers.lbfgs(objective), steps, [run_of(*each, among=among) for each in some]))
+        programs.append(runner.Program(solvers.lbfgs(objective), steps, [run_of(*each, among=among) for each in some]))
 
-    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (figures, pseudo_truth.figures))
+    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (measures.figures, pseudo_truth.figures))
 
     def measure(run, picture):
         side = run.configuration["size"]
@@ -230,44 +227,32 @@ def main(
             known = known | compare(picture, reference.picture, params=params["vgg16"])
         return {name: float(x) for name, x in known.items()}
 
-    results = studies.run(flags, programs, measure=measure)
+    results = runner.run(flags, programs, measure=measure)
     report(flags, results, scene(size), reference.picture, truth, calibrated=heads is not None)
-
-
-def load_networks(weights, *, like):
-    """Params of VGG-19, which paints, and of VGG-16, whose features LPIPS compares."""
-    sources = {"vgg19": weights, "vgg16": weights if weights in ("keras", "torchvision") else "bundled"}
-    layers = {"vgg19": (*STYLE_LAYERS, CONTENT_LAYER), "vgg16": metrics.LPIPS_LAYERS}
-    return {name: features.load(name, sources[name], layers=layers[name], like=like) for name in sources}
-
-
-def networks(params, image):
-    """Features of both networks, {network: {layer: [h, w, C]}}; jit prunes."""
-    return {name: vgg.features(params[name], image) for name in params}
 
 
 def targets(terms, params, photograph, painting, picture, heads):
     """What each of the terms compares with."""
-    kept, wanted = networks(params, photograph), vgg.features(params["vgg19"], painting)
+    kept, wanted = measures.networks(params, photograph), vgg.features(params["vgg19"], painting)
 
     def style(statistic, layers, *, broadcast=lambda x: x, finish=lambda x: x):
         return {"of": {name: finish(statistic(wanted[name])) for name in layers}, "layers": layers}
 
-    content = {CONTENT_LAYER: kept["vgg19"][CONTENT_LAYER]}
-    whole = lambda x: jnp.broadcast_to(gram(x), (CELLS**2, x.shape[2], x.shape[2]))  # noqa: E731
-    some = dict.fromkeys(STYLE_LAYERS[:4], 1.0)
+    content = {measures.CONTENT_LAYER: kept["vgg19"][measures.CONTENT_LAYER]}
+    whole = lambda x: jnp.broadcast_to(losses.gram(x), (CELLS**2, x.shape[2], x.shape[2]))  # noqa: E731
+    some = dict.fromkeys(measures.STYLE_LAYERS[:4], 1.0)
     every = {
         "content": lambda: content,
         "content_charbonnier": lambda: content,
         "gatys_content": lambda: content,
         "perceptual": lambda: {"of": {name: kept["vgg16"][name] for name in metrics.LPIPS_LAYERS}, "heads": heads},
         "laplacian": lambda: losses.laplacian(photograph),
-        "style": lambda: style(gram, EVERY),
-        "style_charbonnier": lambda: style(gram, EVERY),
+        "style": lambda: style(losses.gram, EVERY),
+        "style_charbonnier": lambda: style(losses.gram, EVERY),
         "gatys_style": lambda: style(partial(losses.gram, normalization="hw"), AUGUSTINS),
         # Cells of block 5 would be too small.
         "cells": lambda: style(whole, some),
-        "composition": lambda: style(partial(patches.patchwise, statistic=gram, grid=CELLS), some),
+        "composition": lambda: style(partial(patches.patchwise, statistic=losses.gram, grid=CELLS), some),
         "nearest": lambda: style(losses.activations, {"relu3_1": 1.0, "relu4_1": 1.0}),
         "wasserstein": lambda: style(losses.gaussian, CROWSON, finish=losses.with_root),
         "reconstruction": lambda: picture,
@@ -285,21 +270,6 @@ def units(objective, params, photograph, targets):
     (_, changed), (_, kept) = objective(photograph, data), objective(blank, data)
     ones = dict.fromkeys(targets, jnp.ones(()))
     return {name: ones[name] if name in GATYS else (kept if name in KEEP else changed)[name] for name in targets}
-
-
-def figures(params, picture, photograph, painting, *, heads=None):
-    """What a picture is judged by; see `nstjax.metrics`. roughness: total variation, in units of the photograph's."""
-    extract, net = vgg.features, params["vgg19"]
-    styled = partial(metrics.style_distance, extract, net, picture, painting, photograph)
-    return {
-        "content_distance": metrics.content_distance(extract, net, picture, photograph),
-        "style_distance": styled(),
-        "moments_distance": styled(statistic=losses.moments),
-        "mse": metrics.mse(picture, photograph),
-        "ssim": metrics.ssim(picture, photograph),
-        "lpips": metrics.lpips(extract, params["vgg16"], picture, photograph, heads=heads),
-        "roughness": losses.total_variation(picture, power=1) / losses.total_variation(photograph, power=1),
-    }
 
 
 def report(flags, results, scene, reference, truth, *, calibrated):
@@ -338,9 +308,11 @@ def report(flags, results, scene, reference, truth, *, calibrated):
         blocks.append(cards.section("Content against style", cards.beside(*map(trade_off, compared))))
     if rows:
         blocks.append(cards.section("How the losses fall", cards.beside(*map(descent, rows))))
-    blocks.append(cards.section("How to read the figures", *explained(calibrated), pseudo_truth.told(flags, truth)))
-    cells = [(studies.enlarged(picture.image, CELL), picture.label) for _, line in lines for picture in line]
-    studies.write(
+    blocks.append(
+        cards.section("How to read the figures", *measures.explained(calibrated), pseudo_truth.told(flags, truth))
+    )
+    cells = [(runner.enlarged(picture.image, CELL), picture.label) for _, line in lines for picture in line]
+    runner.write(
         flags,
         results,
         title="What each loss does to a picture",
@@ -350,22 +322,13 @@ def report(flags, results, scene, reference, truth, *, calibrated):
         blocks=blocks,
         sheet=plots.contact_sheet([cells[i : i + COLUMNS] for i in range(0, len(cells), COLUMNS)], cell=CELL),
         table={"run": "Run", "size": "Size"}
-        | FIGURES
+        | measures.FIGURES
         | pseudo_truth.FIGURES
         | {"evaluations": "Evaluations", "seconds": "Seconds"},
     )
 
 
 CELL, COLUMNS = 256, 6  # pixels of a picture on the sheet, and pictures in a row
-FIGURES = {
-    "content_distance": "Content distance",
-    "style_distance": "Style distance",
-    "moments_distance": "by moments",
-    "mse": "MSE",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "roughness": "Roughness",
-}
 RANKS = (
     "How many times the style distance that the sweep of α has where it keeps as much of the content; "
     "– beyond what the sweep covers."
@@ -374,22 +337,6 @@ CAPTION = (
     "Every run begins with the photograph. Under a picture, what is left of the way: c is the content distance "
     "(0 is the photograph, 1 a blank), s the style distance (1 is the photograph, 0 the painting)."
 )
-
-
-def explained(calibrated):
-    """What the figures are, in paragraphs."""
-    lpips = "calibrated LPIPS" if calibrated else "LPIPS (uncalibrated, Oxford’s VGG-16)"
-    return [
-        f"Content distance is that of {CONTENT_LAYER} in units of its variance. Style distance is that of the Gram "
-        "matrices of five layers, each in units of the photograph’s. That is what MSE of Gram matrices makes small, "
-        "so that the same by moments, the means and standard deviations of channels, is beside it, "
-        "which no run was given.",
-        f"MSE, SSIM and {lpips} are to the photograph. Roughness is the total variation of the picture in units of "
-        "the photograph’s.",
-        "The losses are added in units of their own: what changes the picture in that of the photograph, "
-        "what keeps it in that of a blank. The weights in these units were chosen once, by hand, for the bundled "
-        "pictures, so that content is kept about alike; they are in results.json.",
-    ]
 
 
 def swept(baseline, runs):

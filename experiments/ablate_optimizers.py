@@ -21,14 +21,14 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-import pseudo_truth
-import studies
 import tyro
-from studies import percent
 
-from nstjax import cards, features, images, losses, memory, objectives, plots, solvers, terminal
+from nstjax import features, images, losses, memory, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
+from nstjax.studies import cards, pseudo_truth, runner
+from nstjax.studies.runner import percent
+from nstjax.weights import PICTURES
 
 
 class Optimizer(NamedTuple):
@@ -78,20 +78,20 @@ CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg1
 SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose pictures are shown
 LEFT = "part of the first loss that is left"
 KEPT = 24  # pictures of a run
-DEFAULTS = studies.Flags(output=Path("optimizers"))
+DEFAULTS = runner.Flags(output=Path("optimizers"))
 
 
 def main(
     *,
-    content: Path = studies.PICTURES / "astronaut.jpg",
-    style: Path = studies.PICTURES / "gale.jpg",
+    content: Path = PICTURES / "astronaut.jpg",
+    style: Path = PICTURES / "gale.jpg",
     optimizers: tuple[Literal["lbfgs", "lbfgs-optax", "adam", "adamw", "gd"], ...] | None = None,
     factors: tuple[float, ...] | None = None,
     init: Literal["content", "noise"] = "content",
     strength: float = 0.3,
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
 ) -> None:
     """Paint one picture by several optimisers, each with several learning rates.
 
@@ -107,10 +107,10 @@ def main(
         truth: what AdaIN's picture is.
         flags: those of every study.
     """
-    studies.start(
+    runner.start(
         flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
     )
-    studies.check_strength(strength)
+    runner.check_strength(strength)
     factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
     for factor in factors:
         if not 0 < factor < math.inf:
@@ -120,15 +120,15 @@ def main(
     photograph = images.load(content, size=size, minimum=32)
     painting = images.load(style, size=size, minimum=16)
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
-    first = studies.beginning(init, photograph, flags.seed)
+    first = runner.beginning(init, photograph, flags.seed)
     extract = partial(vgg.features, edge="replicate")
     objective, targets = objectives.neural_style(extract, statistic=losses.gram)
 
-    balanced = studies.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
+    balanced = runner.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
     data = cache(lambda: balanced(params, photograph, painting))
 
-    about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": studies.source(weights)}
-    about |= {"photograph": studies.source(content), "painting": studies.source(style)}
+    about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": runner.source(weights)}
+    about |= {"photograph": runner.source(content), "painting": runner.source(style)}
     pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
     (reference,) = pseudo_truth.made(flags, truth, pairs).values()
     about |= reference.about
@@ -137,11 +137,11 @@ def main(
         rate = OPTIMIZERS[optimizer].rate * factor
         own = {"optimizer": optimizer, "rate": rate, "factor": factor}
         name = f"{OPTIMIZERS[optimizer].name}, rate {rate:g}"
-        return studies.Run(name, own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
+        return runner.Run(name, own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
 
     keep = tuple(dict.fromkeys(round(steps * i / KEPT) for i in range(KEPT)))
     programs = [
-        studies.Program(at_rate(partial(solver_of, optimizer, objective, steps)), steps, runs, keep=keep)
+        runner.Program(at_rate(partial(solver_of, optimizer, objective, steps)), steps, runs, keep=keep)
         for optimizer in dict.fromkeys(optimizers or OPTIMIZERS)
         if (runs := [run_of(optimizer, factor) for factor in factors])
     ]
@@ -150,7 +150,7 @@ def main(
     def measure(run, picture):
         return {name: float(x) for name, x in compare(picture, reference.picture).items()}
 
-    results = [with_failures(result) for result in studies.run(flags, programs, measure=measure)]
+    results = [with_failures(result) for result in runner.run(flags, programs, measure=measure)]
     pictures = {"photograph": photograph, "painting": painting, "AdaIN’s picture": reference.picture}
     report(flags, results, pictures, truth, init)
 
@@ -330,7 +330,7 @@ def report(flags, results, pictures, truth, init):
     for optimizer, result in best.items():
         row = [shown(result, at_evaluations(result, part)) for part in SHOWN]
         cells.append([(picture, f"{name_of[optimizer]}, {step}") for picture, step, _ in row])
-    studies.write(
+    runner.write(
         flags,
         results,
         title="Which optimiser paints soonest",

@@ -19,13 +19,14 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import optax
-import studies
 import tyro
-from studies import percent
 
-from nstjax import cards, features, images, losses, metrics, objectives, plots, solvers, terminal
+from nstjax import features, images, losses, metrics, objectives, plots, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
+from nstjax.studies import cards, runner
+from nstjax.studies.runner import percent
+from nstjax.weights import PICTURES
 
 # The papers' "convolutions", in Keras as in Caffe, are seen after the ReLU.
 LAYERS = tuple(name for name in vgg.layer_names("vgg19") if name.startswith("relu"))
@@ -33,17 +34,17 @@ FIRSTS = tuple(name for name in LAYERS if name.endswith("_1"))
 QUICK = ("relu1_1", "relu3_1", "relu5_1")
 KNOWN = tuple(name for name in vgg.layer_names("vgg19") if not name.startswith("pool"))
 GD, LBFGS = "gradient descent", "L-BFGS"
-DEFAULTS = studies.Flags(output=Path("reconstruct"))
+DEFAULTS = runner.Flags(output=Path("reconstruct"))
 
 
 def main(
     *,
-    content: Path = studies.PICTURES / "astronaut.jpg",
-    style: Path = studies.PICTURES / "gale.jpg",
+    content: Path = PICTURES / "astronaut.jpg",
+    style: Path = PICTURES / "gale.jpg",
     layers: tuple[str, ...] | None = None,
     step: float = 0.02,
     weights: str = "bundled",
-    flags: tyro.conf.OmitArgPrefixes[studies.Flags] = DEFAULTS,
+    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
 ) -> None:
     """Reconstruct a photograph's content and a painting's style from single layers of VGG-19.
 
@@ -56,7 +57,7 @@ def main(
         weights: bundled, keras or torchvision (downloaded), or a file.
         flags: those of every study.
     """
-    studies.start(flags, inputs=[content, style, weights], step=step)
+    runner.start(flags, inputs=[content, style, weights], step=step)
     layers = tuple(dict.fromkeys(layers or (QUICK if flags.quick else LAYERS)))
     for name in layers:
         if name not in KNOWN:
@@ -65,7 +66,7 @@ def main(
     photograph = images.load(content, size=size, minimum=32)
     originals = {"content": photograph, "style": cut(style, photograph.shape[:2])}
     params = features.load("vgg19", weights, layers=layers, like=photograph)
-    noise = studies.beginning("noise", photograph, flags.seed)
+    noise = runner.beginning("noise", photograph, flags.seed)
     objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
 
     def prepare(of, chosen, among):
@@ -83,13 +84,13 @@ def main(
         return noise, data | scales
 
     about = {"size": size, "seed": flags.seed}
-    about |= {"photograph": studies.source(content), "painting": studies.source(style)}
-    about["weights"] = studies.source(weights)
+    about |= {"photograph": runner.source(content), "painting": runner.source(style)}
+    about["weights"] = runner.source(weights)
 
     def run_of(method, of, chosen, among):
         what = f"style up to {chosen[-1]}" if len(chosen) > 1 else f"{of} of {chosen[0]}"
         own = {"method": method, "step": steps_of[method], "of": of, "layers": chosen}
-        return studies.Run(f"{what}, {method}", own | about, partial(prepare, of, chosen, among))
+        return runner.Run(f"{what}, {method}", own | about, partial(prepare, of, chosen, among))
 
     # Of Gram matrices' loss, whole steps of L-BFGS from noise overshoot again and again.
     steps_of = {GD: step, LBFGS: 0.5}
@@ -109,9 +110,9 @@ def main(
             if names == blocks[-1]:
                 chosen += [("style", firsts[:n]) for n in range(2, len(firsts) + 1)]
             among = tuple(dict.fromkeys(name for _, each in chosen for name in each))
-            programs.append(studies.Program(solver, steps, [run_of(method, *each, among) for each in chosen]))
+            programs.append(runner.Program(solver, steps, [run_of(method, *each, among) for each in chosen]))
 
-    results = studies.run(
+    results = runner.run(
         flags, programs, measure=lambda run, picture: measured(originals[run.configuration["of"]], picture)
     )
     report(flags, results, originals, noise, layers)
@@ -190,8 +191,8 @@ def report(flags, results, originals, noise, layers):
         if some
     ]
     cell = max(144, *noise.shape[:2])
-    cells = [[(studies.enlarged(picture, cell), label) for picture, label in row] for row in cells]
-    studies.write(
+    cells = [[(runner.enlarged(picture, cell), label) for picture, label in row] for row in cells]
+    runner.write(
         flags,
         results,
         title="What a layer remembers",

@@ -8,6 +8,7 @@ import pytest
 import tyro
 
 from nstjax import terminal
+from nstjax.studies import runner
 
 ROOT = Path(__file__).parent.parent
 
@@ -21,9 +22,6 @@ def module(name):
         sys.path.pop(0)
 
 
-studies = module("studies")
-
-
 def run(patch, name, *flags):
     """Run experiments/`name`.py with flags; `patch` is a pytest.MonkeyPatch."""
     patch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, flags)])
@@ -33,7 +31,7 @@ def run(patch, name, *flags):
 
 def assert_refused(study, told, capsys, patch):
     """That study() ends with status 2 and one line that holds `told`, before any run of it begins."""
-    patch.setattr(studies, "run", lambda *args, **kwargs: pytest.fail("began to work"))
+    patch.setattr(runner, "run", lambda *args, **kwargs: pytest.fail("began to work"))
     with pytest.raises(SystemExit) as error:
         study()
     line = capsys.readouterr().err

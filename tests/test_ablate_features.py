@@ -7,11 +7,12 @@ import commands
 import jax
 import numpy as np
 import pytest
-from commands import assert_refused, module, studies
+from commands import assert_refused, module
 from networks import narrow_vgg as narrow
 
 from nstjax import features, images, losses, objectives
 from nstjax.errors import InputError
+from nstjax.studies import runner
 
 pytestmark = pytest.mark.usefixtures("quickly")
 RNG = np.random.default_rng(0)
@@ -102,7 +103,7 @@ def test_swag_compares_softened_features():
 def test_judges_see_what_is_there_and_never_their_own(monkeypatch):
     monkeypatch.setattr(features, "load", tiny)
     measure = ablate.judged(PHOTOGRAPH, PAINTING, PAINTING)
-    by = lambda network: studies.Run("", {"network": network}, lambda: ())  # noqa: E731
+    by = lambda network: runner.Run("", {"network": network}, lambda: ())  # noqa: E731
     same, other = measure(by("resnet50"), PHOTOGRAPH), measure(by("resnet50"), PAINTING)
     assert same["ssim"] == pytest.approx(1) and same["lpips"] == pytest.approx(0, abs=1e-6)
     assert other["reference_ssim"] == pytest.approx(1) and other["reference_mse"] == 0 < same["reference_mse"]

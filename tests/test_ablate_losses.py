@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_refused, module, studies
+from commands import assert_refused, module
 from networks import narrow_vgg as narrow
 from PIL import Image
 
 from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
+from nstjax.studies import runner
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -131,7 +132,7 @@ def test_runs_that_differ_in_numbers_alone_share_a_program(run, here, monkeypatc
         caught.extend(programs)
         sys.exit(0)
 
-    monkeypatch.setattr(studies, "run", stop)
+    monkeypatch.setattr(runner, "run", stop)
     with pytest.raises(SystemExit):
         reference = ("--reference", here / "adain.png")
         run("--groups", "distances", "tv", "alpha", "laplacian", "augustins", "patches", "wasserstein", *reference)
@@ -208,7 +209,7 @@ def result(name, group, weights, content, style, size=256, **more):
     figures = {"content_distance": content, "style_distance": style, "moments_distance": 2 * style, "ssim": 0.5}
     figures |= {"reference_mse": 0.1, "reference_ssim": 0.5, "reference_lpips": 1, "evaluations": 9} | more
     configuration = {"group": group, "losses": weights, "size": size}
-    return studies.Result(name, configuration, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
+    return runner.Result(name, configuration, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
 
 
 BASE = result("base", "distances", {"content": 1.0}, 0.4, 0.01)

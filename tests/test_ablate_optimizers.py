@@ -9,10 +9,11 @@ import commands
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_refused, module, studies
+from commands import assert_refused, module
 from networks import narrow_vgg as narrow
 
 from nstjax import features, images, solvers
+from nstjax.studies import runner
 
 pytestmark = pytest.mark.usefixtures("quickly")
 SHAPE = (8, 9, 3)
@@ -67,7 +68,7 @@ def result(optimizer, losses, *, factor=1.0, pace=0.1, failures=None):
     configuration = {"optimizer": optimizer, "factor": factor, "rate": rate}
     moments = [{"step": step} for step in range(0, count, 2)]
     figures = {"loss": good[-1] if good else None, "evaluations": count, "reference_ssim": rate / 10}
-    made = studies.Result(optimizer, configuration, figures, moments, curve, 1.0, 1.0, {}, Path("x.png"))
+    made = runner.Result(optimizer, configuration, figures, moments, curve, 1.0, 1.0, {}, Path("x.png"))
     return ablate.with_failures(made)
 
 

@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, module, studies
+from commands import assert_refused, module
 
-from nstjax import cards, features, images, metrics, solvers
+from nstjax import features, images, metrics, solvers
 from nstjax.errors import InputError
+from nstjax.studies import cards, runner
 
 ROOT = Path(__file__).parent.parent
 SHAPE = (32, 40, 3)
@@ -45,8 +46,8 @@ def program(names=TARGETS, *, steps=6, weight=1.0, prepared=None, **more):
             prepared.add(name)
         return np.full(SHAPE, 0.5, np.float32), {"params": None, "target": TARGETS[name], "weight": jnp.float32(weight)}
 
-    runs = [studies.Run(name, {"weight": weight, "seed": 3}, lambda name=name: prepare(name)) for name in names]
-    return studies.Program(ADAM, steps, runs, **more)
+    runs = [runner.Run(name, {"weight": weight, "seed": 3}, lambda name=name: prepare(name)) for name in names]
+    return runner.Program(ADAM, steps, runs, **more)
 
 
 def measure(run, picture):
@@ -55,11 +56,11 @@ def measure(run, picture):
 
 @pytest.fixture
 def flags(tmp_path):
-    return studies.Flags(output=tmp_path / "study")
+    return runner.Flags(output=tmp_path / "study")
 
 
 def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
-    results = studies.run(flags, [program()], measure=measure)
+    results = runner.run(flags, [program()], measure=measure)
     assert [result.name for result in results] == list(TARGETS)
     for result in results:
         assert result.curve["evaluations"] == list(range(1, 7))
@@ -74,33 +75,33 @@ def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
 
 
 def test_together_is_as_alone(flags):
-    together = studies.run(flags, [program()], measure=measure)
+    together = runner.run(flags, [program()], measure=measure)
     for result in together:
-        alone = studies.run(flags._replace(output=flags.output / "alone"), [program([result.name])], measure=measure)
+        alone = runner.run(flags._replace(output=flags.output / "alone"), [program([result.name])], measure=measure)
         np.testing.assert_allclose(alone[0].curve["loss"], result.curve["loss"], rtol=1e-4)
         np.testing.assert_allclose(alone[0].picture(), result.picture(), atol=1.01 / 255)
 
 
 def test_what_is_done_is_skipped_and_what_changed_is_run_again(flags, capsys):
-    first = studies.run(flags, [program()], measure=measure)
+    first = runner.run(flags, [program()], measure=measure)
     prepared: set[str] = set()
-    again = studies.run(flags, [program(prepared=prepared)], measure=measure)
+    again = runner.run(flags, [program(prepared=prepared)], measure=measure)
     assert not prepared and again == first
     assert "5 of 5 runs are done already" in capsys.readouterr().out
 
     names = list(TARGETS)
     programs = [program(names[:4], prepared=prepared), program(names[4:], weight=2.0, prepared=prepared)]
-    changed = studies.run(flags, programs, measure=measure)
+    changed = runner.run(flags, programs, measure=measure)
     assert prepared == {"target 4"} and changed[:4] == first[:4]
     assert changed[4].configuration["weight"] == 2.0 and changed[4].figures["loss"] != first[4].figures["loss"]
     prepared.clear()
-    studies.run(flags, [program(steps=7, prepared=prepared)], measure=measure)
+    runner.run(flags, [program(steps=7, prepared=prepared)], measure=measure)
     assert prepared == set(names)
 
 
 @pytest.mark.parametrize("damage", ["no picture", "half a picture", "half a table", "no table", "another table"])
 def test_what_is_damaged_is_run_again(flags, damage):
-    results = studies.run(flags, [program()], measure=measure)
+    results = runner.run(flags, [program()], measure=measure)
     picture, table = results[1].path, results[1].path.with_suffix(".json")
     assert picture == flags.output / "runs" / "target-1.png"
     if damage == "no picture":
@@ -114,27 +115,27 @@ def test_what_is_damaged_is_run_again(flags, damage):
     else:
         table.write_text("[1, 2]")
     prepared: set[str] = set()
-    again = studies.run(flags, [program(prepared=prepared)], measure=measure)
+    again = runner.run(flags, [program(prepared=prepared)], measure=measure)
     assert prepared == {"target 1"}
     assert again[0] == results[0] and again[1].figures == pytest.approx(results[1].figures, rel=1e-4)
 
 
 def test_chosen_steps_are_kept_and_measured(flags):
     chosen = program(["target 0"], keep=(0, 2, 4, 6, 99))
-    result = studies.run(flags, [chosen], measure=measure)[0]
+    result = runner.run(flags, [chosen], measure=measure)[0]
     assert [moment["step"] for moment in result.moments] == [0, 2, 4]
     errors = [moment["mse"] for moment in result.moments] + [result.figures["mse"]]
     assert errors == sorted(errors, reverse=True)
     assert errors[1] == float(metrics.mse(result.picture(2), TARGETS["target 0"]))
-    assert studies.run(flags, [chosen], measure=measure) == [result]
-    studies._moment(result.path, 2).unlink()
+    assert runner.run(flags, [chosen], measure=measure) == [result]
+    runner._moment(result.path, 2).unlink()
     prepared: set[str] = set()
-    studies.run(flags, [program(["target 0"], keep=(0, 2, 4, 6, 99), prepared=prepared)], measure=measure)
+    runner.run(flags, [program(["target 0"], keep=(0, 2, 4, 6, 99), prepared=prepared)], measure=measure)
     assert prepared == {"target 0"}
 
 
 def test_a_run_that_diverges_is_a_result(flags):
-    result = studies.run(flags, [program(["target 0"], weight=np.nan, steps=30)], measure=measure)[0]
+    result = runner.run(flags, [program(["target 0"], weight=np.nan, steps=30)], measure=measure)[0]
     assert result.figures["loss"] is None and result.left is None
     assert json.loads(result.path.with_suffix(".json").read_text())["curve"]["loss"] == [None] * 9
     np.testing.assert_allclose(result.picture(), 0.5, atol=1 / 255)
@@ -142,29 +143,29 @@ def test_a_run_that_diverges_is_a_result(flags):
 
 def test_a_rejected_step_does_not_count():
     curve = {"evaluations": [1, 2, 3], "seconds": [0.0, 1.0, 2.0], "loss": [3.0, 2.0, 9.0], "failures": [0, 0, 1]}
-    assert studies._last(curve) == {"loss": 2.0, "evaluations": 3}
-    taken = studies.Result("", {}, {"loss": 2.0}, [], curve, 1.0, 1.0, {}, Path("x.png"))
+    assert runner._last(curve) == {"loss": 2.0, "evaluations": 3}
+    taken = runner.Result("", {}, {"loss": 2.0}, [], curve, 1.0, 1.0, {}, Path("x.png"))
     assert taken.line("loss") == [(1, 3.0), (2, 2.0)] and taken.left == pytest.approx(2 / 3)
 
 
 def test_names_may_be_anything_but_the_same(flags):
     names = ["../../etc", "a/b", "a?b", "ä" * 300, ".", "<b>", "caf\udce9"]
-    runs = [studies.Run(name, {}, program(["target 0"]).runs[0].prepare) for name in names]
-    results = studies.run(flags, [studies.Program(ADAM, 1, runs)])
+    runs = [runner.Run(name, {}, program(["target 0"]).runs[0].prepare) for name in names]
+    results = runner.run(flags, [runner.Program(ADAM, 1, runs)])
     assert {result.path.parent for result in results} == {flags.output / "runs"}
     assert len({result.path for result in results}) == len(names)
     with pytest.raises(ValueError, match="same name"):
-        studies.run(flags, [studies.Program(ADAM, 1, runs[:1] * 2)])
+        runner.run(flags, [runner.Program(ADAM, 1, runs[:1] * 2)])
 
 
 def written(flags, results, **more):
     given = {"title": "A <study>", "lead": "", "reading": "Lower is better.", "sheet": np.ones((20, 20, 3), np.float32)}
     given["blocks"] = [cards.pictures([("row", [cards.Picture(r.picture(), r.name) for r in results])], caption="c")]
-    studies.write(flags, results, **given | {"table": {"run": "Run", "loss": "Loss"}} | more)
+    runner.write(flags, results, **given | {"table": {"run": "Run", "loss": "Loss"}} | more)
 
 
 def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
-    results = studies.run(flags, [program()], measure=measure)
+    results = runner.run(flags, [program()], measure=measure)
     written(flags, results)
     table = list(csv.DictReader((flags.output / "results.csv").read_text().splitlines()))
     assert [row["run"] for row in table] == list(TARGETS)
@@ -191,18 +192,18 @@ def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
 
 def test_names_of_files_that_are_no_unicode_can_be_told(flags, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments/study.py", "--content", "caf\udce9.jpg"])
-    written(flags, studies.run(flags, [program()], measure=measure))
+    written(flags, runner.run(flags, [program()], measure=measure))
     assert "--content 'caf\ufffd.jpg'" in json.loads((flags.output / "results.json").read_text())["command"]
 
 
 def test_where_nothing_is_random_there_is_no_seed(flags):
-    results = [each._replace(configuration={}) for each in studies.run(flags, [program()], measure=measure)]
+    results = [each._replace(configuration={}) for each in runner.run(flags, [program()], measure=measure)]
     written(flags, results)
     assert json.loads((flags.output / "results.json").read_text())["seeds"].startswith("none")
 
 
 def test_a_full_disk_is_told_and_the_old_card_stays(flags, monkeypatch):
-    results = studies.run(flags, [program()], measure=measure)
+    results = runner.run(flags, [program()], measure=measure)
     written(flags, results)
     before = (flags.output / "card.html").read_bytes()
 
@@ -214,7 +215,7 @@ def test_a_full_disk_is_told_and_the_old_card_stays(flags, monkeypatch):
         written(flags, results, title="Another")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="free some space"):
-        studies.run(flags, [program(steps=2)], measure=measure)
+        runner.run(flags, [program(steps=2)], measure=measure)
     monkeypatch.undo()
     assert (flags.output / "card.html").read_bytes() == before
     assert not [path for path in flags.output.rglob("*") if path.suffix == ".tmp"]
@@ -228,7 +229,7 @@ def slowly(run, picture):
     print(run.name, flush=True)
     time.sleep({pause})
     return t.measure(run, picture)
-t.studies.run(t.studies.Flags(output=t.Path({folder!r})), [t.program([name]) for name in t.TARGETS], measure=slowly)
+t.runner.run(t.runner.Flags(output=t.Path({folder!r})), [t.program([name]) for name in t.TARGETS], measure=slowly)
 print("finished")
 """
 
@@ -251,10 +252,10 @@ def test_a_killed_study_goes_on_where_it_was(flags):
     done = {path.stem for path in flags.output.glob("runs/*.json")}
     assert 1 <= len(done) < 5
     prepared: set[str] = set()
-    results = studies.run(flags, [program([name], prepared=prepared) for name in TARGETS], measure=measure)
+    results = runner.run(flags, [program([name], prepared=prepared) for name in TARGETS], measure=measure)
     assert {name.replace(" ", "-") for name in prepared} == {name.replace(" ", "-") for name in TARGETS} - done
     fresh = flags._replace(output=flags.output / "fresh")
-    whole = studies.run(fresh, [program([name]) for name in TARGETS], measure=measure)
+    whole = runner.run(fresh, [program([name]) for name in TARGETS], measure=measure)
     assert [result.figures for result in whole] == [result.figures for result in results]
 
 
@@ -317,20 +318,20 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
 def result(of, layer, method, *, left, ssim):
     figures = {"loss": None if np.isnan(left) else 2.0 * left, "ssim": ssim, "mse": 0.1}
     configuration = {"of": of, "layers": [layer], "method": method}
-    return studies.Result(
+    return runner.Result(
         layer, configuration, figures, [], {"loss": [2.0], "failures": [0]}, 1.0, 1.0, {}, Path("x.png")
     )
 
 
 def test_shares_in_words():
-    assert [studies.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
+    assert [runner.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
         "12\N{NO-BREAK SPACE}%",
         "0.12\N{NO-BREAK SPACE}%",
         "660\N{NO-BREAK SPACE}%",
         "\N{INFINITY}\N{NO-BREAK SPACE}%",
         "–",
     ]
-    assert studies.short(0.12345) == "0.12" and studies.short(None) == "–"
+    assert runner.short(0.12345) == "0.12" and runner.short(None) == "–"
 
 
 @pytest.mark.parametrize("name", ["reconstruct", "ablate_features", "ablate_iterations", "ablate_losses"])

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-import studies
 
 from nstjax import features, images, metrics, nets, solvers, styles
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import adain
+from nstjax.studies import runner
 
 STEPS = {False: 100, True: 40}  # without and with --quick
 WEIGHTS = {"content": 1.0, "style": 10.0}  # as in train_adain.py
@@ -74,20 +74,20 @@ def made(flags, given, pairs) -> dict[str, Reference]:
     if given.reference:
         sources = dict(zip(pairs, given.reference, strict=True))
         at = {name: images.load(sources[name], size=pair[0].shape[:2]) for name, pair in pairs.items()}
-        return {name: Reference(picture, {"reference": studies.source(sources[name])}) for name, picture in at.items()}
+        return {name: Reference(picture, {"reference": runner.source(sources[name])}) for name, picture in at.items()}
     params = features.load("vgg19", layers=adain.LAYERS)
     if given.adain:
-        decoder, about = _decoder(given.adain), {"reference": studies.source(given.adain)}
+        decoder, about = _decoder(given.adain), {"reference": runner.source(given.adain)}
         return {name: Reference(_decoded(params, *decoder, *pair), about) for name, pair in pairs.items()}
     by_shape: dict[tuple, list] = {}
     for name, pair in pairs.items():
         own = {"weights": WEIGHTS, "pictures": [hashlib.sha256(image.tobytes()).hexdigest() for image in pair]}
-        run = studies.Run(f"AdaIN’s picture, {name}", own, partial(_prepared, params, *pair))
+        run = runner.Run(f"AdaIN’s picture, {name}", own, partial(_prepared, params, *pair))
         by_shape.setdefault(pair[0].shape, []).append((name, run))
     solver, steps = solvers.lbfgs(_objective), STEPS[flags.quick]
-    programs = [studies.Program(solver, steps, [run for _, run in some]) for some in by_shape.values()]
+    programs = [runner.Program(solver, steps, [run for _, run in some]) for some in by_shape.values()]
     names = [name for some in by_shape.values() for name, _ in some]
-    results = dict(zip(names, studies.run(flags._replace(output=flags.output / "adain"), programs), strict=True))
+    results = dict(zip(names, runner.run(flags._replace(output=flags.output / "adain"), programs), strict=True))
     about = {"reference": f"AdaIN's loss, {steps} evaluations"}
     return {name: Reference(results[name].picture(), about) for name in pairs}
 

@@ -26,11 +26,11 @@ import numpy as np
 from tqdm import tqdm
 
 import nstjax
-from nstjax import cards, files, images, memory, objectives, pyramid, solvers, terminal
+from nstjax import files, images, memory, objectives, pyramid, solvers, terminal
 from nstjax.errors import InputError, printable
+from nstjax.studies import cards
 from nstjax.weights import bundled_files
 
-PICTURES = Path(nstjax.__file__).parent / "pictures"
 EXITS = {"SIGINT": 130, "SIGTERM": 143}
 
 
