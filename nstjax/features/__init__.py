@@ -163,7 +163,9 @@ def prepare(tree: Mapping[str, Any], *, winograd: bool | None = None, compact: b
 
 
 def softened(
-    features: Callable[..., dict[str, Array]], *, temperature: float | Mapping[str, float] = 1.0
+    features: Callable[..., dict[str, Array]],
+    *,
+    temperature: float | losses.Scalar | Mapping[str, float | losses.Scalar] = 1.0,
 ) -> Callable[..., dict[str, Array]]:
     """Return an extractor whose activations are `losses.swag` of those of `features`, for content and style alike.
 
