@@ -17,7 +17,7 @@ from networks import narrow_vgg as narrow
 from PIL import Image
 
 from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
-from nstjax.studies import runner
+from nstjax.studies import measures, runner
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -72,7 +72,7 @@ def whole(here, quickly, tmp_path_factory):
 
 def table(folder):
     rows = csv.DictReader((folder / "results.csv").read_text().splitlines())
-    return {row["run"]: {name: float(row[name]) for name in (*ablate.FIGURES, "left")} for row in rows}
+    return {row["run"]: {name: float(row[name]) for name in (*measures.FIGURES, "left")} for row in rows}
 
 
 def test_every_loss_of_every_group_paints_a_picture(whole):
@@ -155,7 +155,7 @@ def scene(terms):
 
 def test_units_are_the_photograph_and_a_blank():
     photograph, _, targets = scene(ablate.TERMS)
-    objective = objectives.combined(ablate.networks, ablate.TERMS)
+    objective = objectives.combined(measures.networks, ablate.TERMS)
     unit = jax.jit(partial(ablate.units, objective))(PARAMS, photograph, targets)
     assert set(unit) == set(ablate.TERMS) and all(x > 0 for x in unit.values())
     data = {"params": PARAMS, "targets": targets, "weights": {name: 1 / x for name, x in unit.items()}}
@@ -171,10 +171,10 @@ def test_units_are_the_photograph_and_a_blank():
 def test_augustins_loss_is_that_of_gatys():
     photograph, painting, targets = scene(ablate.GATYS)
     image = jnp.asarray(picture(5))
-    x, content, style = (ablate.networks(PARAMS, each)["vgg19"] for each in (image, photograph, painting))
+    x, content, style = (measures.networks(PARAMS, each)["vgg19"] for each in (image, photograph, painting))
     difference = np.asarray(x["relu4_2"] - content["relu4_2"], np.float64)
     expected = 0.0
-    for name, weight in zip(ablate.STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True):
+    for name, weight in zip(measures.STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True):
         f, a = (np.asarray(each[name], np.float64).reshape(-1, each[name].shape[2]) for each in (x, style))
         m, n = f.shape
         expected += weight * ((f.T @ f - a.T @ a) ** 2).sum() / (4 * n**2 * m**2)
@@ -187,20 +187,20 @@ def test_augustins_loss_is_that_of_gatys():
 
 def test_cells_ask_for_the_whole_painting_and_composition_for_its_places():
     _, painting, targets = scene(("cells", "composition"))
-    x = ablate.networks(PARAMS, painting)["vgg19"]["relu1_1"]
+    x = measures.networks(PARAMS, painting)["vgg19"]["relu1_1"]
     whole = losses.gram(x)
     assert np.ptp(np.asarray(targets["cells"]["of"]["relu1_1"]), axis=0).max() == 0
     np.testing.assert_allclose(targets["cells"]["of"]["relu1_1"][3], whole, rtol=1e-4)
-    own = patches.patchwise(x, statistic=ablate.gram)
+    own = patches.patchwise(x, statistic=losses.gram)
     np.testing.assert_allclose(targets["composition"]["of"]["relu1_1"], own, rtol=1e-5)
 
 
 def test_figures_of_the_photograph_and_of_another_picture():
     photograph, painting = picture(0), picture(1)
-    at = {name: float(x) for name, x in ablate.figures(PARAMS, photograph, photograph, painting).items()}
+    at = {name: float(x) for name, x in measures.figures(PARAMS, photograph, photograph, painting).items()}
     same = {"content_distance": 0, "style_distance": 1, "moments_distance": 1, "mse": 0, "ssim": 1, "lpips": 0}
     assert at == pytest.approx(same | {"roughness": 1}, abs=1e-5)
-    other = {name: float(x) for name, x in ablate.figures(PARAMS, painting, photograph, painting).items()}
+    other = {name: float(x) for name, x in measures.figures(PARAMS, painting, photograph, painting).items()}
     assert other["style_distance"] == other["moments_distance"] == 0 and other["content_distance"] > 0.5
     assert other["mse"] == pytest.approx(float(metrics.mse(photograph, painting)))
 
@@ -251,7 +251,7 @@ def test_losses_are_ranked_by_style_at_equal_content():
         (["--content", "{here}/long.png", "--size", "256"], "long.png: 320x60 px becomes 128x24 px"),
         (["--style", "{here}/long.png", "--size", "256"], "long.png: 320x60 px becomes 128x24 px"),
         (["--weights", "{here}/none.h5"], "none.h5: cannot be read"),
-        (["--seed", "-1"], "--seed -1: give a number of 0 or more"),
+        (["--seed", "-1"], "--seed: -1: give a number of 0 or more"),
         (["--seed", "1"], "--seed 1: would change nothing"),
         (["--size", "0"], "--size 0: give a number above 0"),
         (["--steps", "-3"], "--steps -3: give a number above 0"),

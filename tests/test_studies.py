@@ -309,7 +309,6 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
     assert float(table["content of relu1_1, L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
     card = (folder / "card.html").read_text()
     assert card.count("<img src=") == 2 * 2 + 10 and len(card) < 10e6
-    assert "What L-BFGS makes of the photograph’s relu1_1 and relu2_1 has an SSIM" in card and "Block 5" not in card
     assert images.load(folder / "sheet.png").std() > 0.1
     run()
     assert "10 of 10 runs are done already" in capsys.readouterr().out
@@ -341,8 +340,8 @@ def test_shares_in_words():
         (["--content", "{here}/sheet.png"], "sheet.png: is an input"),
         (["--style", "{here}/runs/a.png"], "runs/a.png: is an input"),
         (["--style", "{here}/link.png"], "runs/a.png: is an input ("),
-        (["--seed", "-1"], "--seed -1: give a number of 0 or more"),
-        (["--seed", str(2**32)], "--seed 4294967296"),
+        (["--seed", "-1"], "--seed: -1: give a number of 0 or more"),
+        (["--seed", str(2**32)], "--seed: 4294967296"),
     ],
 )
 def test_a_study_writes_over_no_input(tmp_path, capsys, monkeypatch, name, given, told):

@@ -201,7 +201,7 @@ BAD = {
     "output of no known kind": ("transform", ["--output", "style.bin"], "style.bin: trained nets are .safetensors"),
     "output of another library": ("adain", ["--output", "style.pth"], ".safetensors"),
     "output of an exported net": ("transform", ["--output", "style.onnx"], ".safetensors"),
-    "negative seed": ("transform", ["--seed", "-1"], "--seed -1"),
+    "negative seed": ("transform", ["--seed", "-1"], "--seed: -1"),
     "seed of 33 bits": ("texture", ["--seed", str(2**32)], "--seed"),
     "seed of 65 bits": ("adain", ["--seed", str(2**64)], "--seed"),
     "too many steps": ("transform", ["--steps", str(2**31)], "--steps"),
