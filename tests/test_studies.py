@@ -314,14 +314,6 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
     assert "10 of 10 runs are done already" in capsys.readouterr().out
 
 
-def result(of, layer, method, *, left, ssim):
-    figures = {"loss": None if np.isnan(left) else 2.0 * left, "ssim": ssim, "mse": 0.1}
-    configuration = {"of": of, "layers": [layer], "method": method}
-    return runner.Result(
-        layer, configuration, figures, [], {"loss": [2.0], "failures": [0]}, 1.0, 1.0, {}, Path("x.png")
-    )
-
-
 def test_shares_in_words():
     assert [runner.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
         "12\N{NO-BREAK SPACE}%",
