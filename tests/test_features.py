@@ -841,7 +841,7 @@ def test_softened_features_in_the_loss():
         share = np.exp(whole - whole.max())
         np.testing.assert_allclose(x, share / share.sum() * share.size, rtol=1e-3, atol=1e-4)
     objective, targets = objectives.neural_style(extract)
-    styles = [{"image": painting, "mask": None, "region": None, "weight": 1.0}]
+    styles = [objectives.Style(painting)]
     terms, layer_weights = {"content": 1.0, "style": 1.0}, dict.fromkeys(levels, 1.0)
     data = jax.jit(targets)(
         params, image, styles, weights=terms, content_layers={"fire4": 1.0}, style_layers=layer_weights

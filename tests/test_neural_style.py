@@ -196,16 +196,17 @@ def test_gatys_weights_are_those_of_his_notebook():
     assert float(ours) == pytest.approx(his, rel=1e-4)
 
 
-def code_of_readme():
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def code_of_documents():
+    texts = [(ROOT / name).read_text() for name in ("README.md", "docs/painting.md")]
+    return [code for text in texts for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
 
 
-@pytest.mark.parametrize("code", code_of_readme(), ids=lambda code: code.split("\n")[0])
-def test_the_readmes_code_runs(code, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", code_of_documents())
+def test_the_documents_code_runs(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, seed in (("photo.jpg", 1), ("painting.jpg", 2)):
+    for seed, name in enumerate(("photo.jpg", "painting.jpg", "left.png")):
         picture(tmp_path / name, seed)
-    exec(code.replace("size=512", "size=48"), {})
+    exec(code.replace("size=512", "size=48").replace("steps=100", "steps=2"), {})
     if "stylized.png" in code:
         assert len(code.strip().splitlines()) <= 12
         assert images.load("stylized.png").shape == images.load("photo.jpg", size=48).shape

@@ -32,8 +32,8 @@ def loss_and_gradient(shape, recipe, *, edge="zero", pool=vgg.max_pool, masked=F
     image, content, style = (rng.uniform(size=(*s, 3)).astype(np.float32) for s in (shape, shape, (70, 45)))
     region, mask = (rng.uniform(size=s).astype(np.float32) for s in (shape, (70, 45)))
     styles = [
-        {"image": style, "mask": mask if masked else None, "region": region if masked else None, "weight": 1.0},
-        {"image": style[::-1], "mask": None, "region": 1 - region if masked else None, "weight": 0.5},
+        objectives.Style(style, mask if masked else None, region if masked else None),
+        objectives.Style(style[::-1], None, 1 - region if masked else None, 0.5),
     ]
     measure = partial(stream.measure, edge=edge, pool=pool, **options) if options else None
     extract = partial(vgg.features, edge=edge, pool=pool)
@@ -90,7 +90,7 @@ def test_memory_of_a_device_falls_as_devices_are_added():
         objective, targets = objectives.neural_style(vgg.features, measure=measure)
         params = features.prepare(narrow_vgg(), winograd=False)
         image = jax.ShapeDtypeStruct((512, 64, 3), np.float32)
-        styles = [{"image": np.zeros((64, 64, 3), np.float32), "mask": None, "region": None, "weight": 1.0}]
+        styles = [objectives.Style(np.zeros((64, 64, 3), np.float32))]
         layers = {"content_layers": CONTENT, "style_layers": STYLE}
         data = jax.eval_shape(partial(targets, weights={"content": 1.0, "style": 1.0}, **layers), params, image, styles)
         step = jax.jit(jax.value_and_grad(objective, has_aux=True)).lower(image, data).compile()
