@@ -33,14 +33,9 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, data, export, features, files, images, memory, nets, styles, terminal, video
+from nstjax import color, data, export, feed_forward, files, images, memory, nets, styles, terminal, video
 from nstjax.errors import InputError, printable
-from nstjax.nets import adain, texture, tiled
 from nstjax.weights import bundled_files
-
-# Numbers held at a time for a pixel of a picture: by the nets that know no strips (measured on CPU), around any net.
-WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 400}
-AROUND = 24
 
 
 def main(
@@ -110,16 +105,16 @@ def main(
     check(style, net, variables, content, style_image, style_blend)
     check_use(given, net, variables, several=several, film=bool(films))
     limit = memory_limit * 1e9 if memory_limit else 0.7 * memory.available()
+    mix, alpha = 1.0 if strength is None else strength, 1.0
     if isinstance(net, nets.Decoder):
-        blend = style_blend or (1.0,) * len(style_image)
-        alpha = 1.0 if strength is None else strength
-        net_paint, mix = with_adain(net, variables, style_image, blend, style_size or 512, limit, alpha=alpha), 1.0
-    else:
-        net_paint, mix = with_net(net, variables, limit, seed or 0), 1.0 if strength is None else strength
+        mix, alpha = alpha, mix
+    loaded = [images.load(path, size=style_size or 512, limit=memory.for_images(limit)) for path in style_image]
+    painted_like = partial(feed_forward.stylizer, styles=loaded, blend=style_blend, alpha=alpha)
+    net_paint = painted_like(net, variables, limit=limit, seed=seed or 0)
     finish = jax.jit(jax.vmap(partial(finished, strength=mix, preserve_color=preserve_color)))
 
     def paint(photographs):
-        refuse_beyond(limit, net, photographs.shape)
+        feed_forward.check_memory(net, photographs.shape, limit=limit)
         return np.asarray(finish(photographs, net_paint(photographs)))
 
     if films:
@@ -129,7 +124,7 @@ def main(
         paint_pictures(jobs, output, paint, size=size, batch_size=batch_size or 1, limit=reading, refused=refused)
     else:
         side = size or 512
-        refuse_beyond(limit, net, (1, side, side, 3))
+        feed_forward.check_memory(net, (1, side, side, 3), limit=limit)
         images.save(output, np.asarray(net_paint(np.zeros((1, side, side, 3), np.float32))[0]))
         print(f"saved {printable(output)}")
 
@@ -230,15 +225,15 @@ def check(style, net, variables, content, style_image, style_blend):
             raise InputError("--style-blend: give weights of 0 or more, not all 0")
     elif style_image or style_blend:
         raise InputError(f"--style-image: only for AdaIN; {style} has a style of its own")
-    if sees(net, variables) and not content:
+    if feed_forward.sees_content(net, variables) and not content:
         raise InputError("--content: name photographs or a video")
-    if content and not sees(net, variables):
+    if content and not feed_forward.sees_content(net, variables):
         raise InputError(f"{style}: makes textures, and sees no photographs; leave --content out")
 
 
 def check_use(given, net, variables, *, several, film):
     """Refuse flags that would change nothing."""
-    texture_alone = not sees(net, variables)
+    texture_alone = not feed_forward.sees_content(net, variables)
     for names, useless, why in (
         (("smooth",), not film, "only for a video"),
         (("seed",), not isinstance(net, nets.TextureNet), "only for texture nets"),
@@ -250,59 +245,6 @@ def check_use(given, net, variables, *, several, film):
         if useless and used:
             values = ", ".join(f"{flag(name)} {given[name]}" for name in used)
             raise InputError(f"{values}: would change nothing ({why}); leave it out")
-
-
-def sees(net, variables):
-    """Whether a net is one for photographs; the others make textures of noise."""
-    return not isinstance(net, nets.TextureNet) or variables["params"]["scale0"]["conv1"]["kernel"].shape[2] > 3
-
-
-def refuse_beyond(limit, net, shape):
-    """Refuse pictures [N, H, W, 3] that do not fit into `limit` bytes, even in strips."""
-    held = tiled.KEPT if isinstance(net, nets.TransformNet) else WORKSPACE[type(net)]
-    needed = memory.RUNTIME + 4 * (held + AROUND) * math.prod(shape[:3])
-    if needed > limit:
-        size = f"{shape[2]}x{shape[1]} px" + (f", {shape[0]} together," if shape[0] > 1 else "")
-        what = f"{size} needs {needed / 1e9:.1f} GB of memory, and {limit / 1e9:.1f} GB may be used"
-        raise InputError(f"{what}: lower --size or --batch-size, or raise --memory-limit")
-
-
-def with_net(net, variables, limit, seed):
-    """photographs [N, H, W, 3] -> pictures by a transform or texture net."""
-    if isinstance(net, nets.TransformNet):
-        net = net.clone(fast=jax.default_backend() == "cpu")
-        strips = jax.jit(partial(tiled.apply, net), static_argnames="rows")
-
-        def paint(photographs):
-            spare = limit - memory.RUNTIME - 4 * AROUND * math.prod(photographs.shape[:3])
-            return strips(variables, photographs, rows=tiled.plan(net, photographs.shape, limit=spare))
-
-        return paint
-
-    key = jax.random.key(seed)
-
-    @jax.jit
-    def paint_with_noise(variables, photographs):
-        if not sees(net, variables):
-            return texture.synthesize(net, variables, photographs.shape[:3], key)
-        # The same noise for all, so that a video holds still.
-        return jax.vmap(lambda each: texture.stylize(net, variables, each[None], key)[0])(photographs)
-
-    return partial(paint_with_noise, variables)
-
-
-def with_adain(decoder, variables, paintings, blend, size, limit, *, alpha):
-    """photographs [N, H, W, 3] -> pictures in the style of paintings."""
-    loaded = [images.load(path, size=size, limit=memory.for_images(limit)) for path in paintings]
-    params = features.load("vgg19", layers=("relu4_1",))
-    target = adain.blend(jnp.concatenate([adain.targets(params, each[None]) for each in loaded]), blend)
-    decoder = decoder.clone(fast=jax.default_backend() == "cpu")
-
-    @jax.jit
-    def paint(params, variables, photographs):
-        return adain.stylize(params, decoder, variables, photographs, target, alpha=alpha)
-
-    return partial(paint, params, variables)
 
 
 def finished(photograph, picture, *, strength, preserve_color):

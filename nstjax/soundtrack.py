@@ -18,7 +18,7 @@ _CODECS |= {".webm": ({"opus", "vorbis"}, "libopus")}
 _LAYOUTS = "aformat=channel_layouts=mono|stereo|5.1|7.1"
 
 
-def extract(path, folder, suffix: str, *, start: Fraction = Fraction(0)) -> list[Path]:
+def extract(path, folder, suffix: str, *, start: Fraction | float = 0) -> list[Path]:
     """Write the sound tracks of a file into a folder, each as a file that `join` can copy, and return these.
 
     path: the source. start: the seconds of it to skip. suffix: the container of the files, such as ".mp4". A track that
@@ -48,7 +48,7 @@ def extract(path, folder, suffix: str, *, start: Fraction = Fraction(0)) -> list
     return tracks
 
 
-def join(video, tracks, folder, *, seconds: Fraction) -> None:
+def join(video, tracks, folder, *, seconds: Fraction | float) -> None:
     """Add so many seconds of the tracks to a video, by way of a folder on the same disk.
 
     If that fails, the video stays as it is, with one line on stderr.

@@ -1,25 +1,76 @@
 """Trained transform nets: one safetensors file each, bundled in weights/styles or made by experiments/train_*.py.
 
-Others' nets are read too (`nstjax.foreign`).
+Others' nets are read too (`nstjax.foreign`). From a file to an image: `load("starry_night").stylize(image)`.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstjax import files, foreign, nets, tensors
+from nstjax import feed_forward, files, foreign, memory, nets, tensors
 from nstjax.errors import InputError
+from nstjax.typing import Image, Images
 from nstjax.weights import bundled, bundled_folder
 
 SUFFIX = ".safetensors"
 MAX_BYTES = 2**27  # of a file; the nets have up to 14 MB in single precision
 MAX_SCALES = 10  # of a texture net
 _KIND = "trained style"
+
+
+class Trained(NamedTuple):
+    """A trained net."""
+
+    net: nn.Module
+    variables: dict[str, Any]  # in single precision
+    about: dict[str, Any]  # what its file says of it: the net's name, the training's flags
+
+    def stylize(
+        self,
+        content: Image | Images,
+        *,
+        styles: Sequence[Image] = (),
+        blend: Sequence[float] = (),
+        strength: float = 1.0,
+        seed: int = 0,
+        memory_limit: float | None = None,
+    ) -> np.ndarray:
+        """Stylize an image [H, W, 3], or images [N, H, W, 3] of one shape, in [0, 1]; the shape stays.
+
+        Args:
+            styles: AdaIN's style images, of any sizes (512 px is usual); blend: their weights, by default alike.
+            strength: 0 (the content) to 1. AdaIN mixes features, other nets' images are mixed with the content.
+            seed: of a texture net's noise. A net that makes textures alone takes only the shape of the content.
+            memory_limit: bytes that the process may use; by default 0.7 of what is free.
+
+        Raises:
+            InputError: for AdaIN without style images, style images for another net, a strength that is not from 0 to
+                1, and images that need more memory.
+        """
+        decoder = isinstance(self.net, nets.Decoder)
+        if decoder != bool(styles):
+            why = "AdaIN needs one or more" if decoder else "the net has a style of its own; only AdaIN takes others"
+            raise InputError(why, argument="styles")
+        if blend and (len(blend) != len(styles) or min(blend) < 0 or sum(blend) <= 0):
+            raise InputError("give a weight of 0 or more for each style image, not all 0", argument="blend")
+        if not 0 <= strength <= 1:
+            raise InputError(f"{strength}: give a number from 0 to 1", argument="strength")
+        batch = np.asarray(content, np.float32).reshape(-1, *content.shape[-3:])
+        limit = memory_limit or 0.7 * memory.available()
+        feed_forward.check_memory(self.net, batch.shape, limit=limit)
+        stylizer = feed_forward.stylizer(
+            self.net, self.variables, limit=limit, seed=seed, styles=styles, blend=blend, alpha=strength
+        )
+        stylized = np.asarray(stylizer(batch))
+        if not decoder and strength < 1:
+            stylized = batch + strength * (stylized - batch)
+        return np.clip(stylized, 0, 1).reshape(content.shape)
 
 
 def save(path, variables, about):
@@ -47,8 +98,10 @@ def check_output(path):
     files.check_writable(path)
 
 
-def load(style, *, check: Callable[[nn.Module], None] = lambda net: None):
-    """(net, variables in single precision, about) of a bundled style's name or a file.
+def load(style: str | Path, *, check: Callable[[nn.Module], None] = lambda net: None) -> Trained:
+    """The trained net of a bundled style's name or a file.
+
+        styles.load("starry_night").stylize(images.load("photo.jpg"))
 
     The file's arrays must be those of the net that it names: names, shapes, half or single precision, all finite. Its
     checksum is verified; files from before there were checksums have none. check: called with the net before its arrays
@@ -67,9 +120,9 @@ def load(style, *, check: Callable[[nn.Module], None] = lambda net: None):
     if path.stat().st_size > MAX_BYTES:
         raise files.refusal(path, f"is no {_KIND}: those have at most {MAX_BYTES // 2**20} MiB")
     if path.suffix.lower() in foreign.SUFFIXES:
-        found = foreign.load(path)
-        check(found[0])
-        return found
+        trained = Trained(*foreign.load(path))
+        check(trained.net)
+        return trained
     arrays, about = tensors.load(path, _KIND)
     name, steps = about.get("net"), about.get("steps", 0)
     if not isinstance(name, str) or name not in nets.NETS:
@@ -78,7 +131,7 @@ def load(style, *, check: Callable[[nn.Module], None] = lambda net: None):
     if type(steps) is not int or steps < 0:
         raise files.refusal(path, f"is no {_KIND}: its number of steps is {repr(steps)[:80]}")
     check(nets.NETS[name])
-    return nets.NETS[name], _variables(path, name, arrays), about
+    return Trained(nets.NETS[name], _variables(path, name, arrays), about)
 
 
 def _variables(path, name, arrays):

@@ -16,9 +16,9 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 import nstjax
-from nstjax import features, images, nets, styles, tensors, terminal, weights
+from nstjax import images, nets, styles, tensors, terminal, weights
 from nstjax.errors import InputError
-from nstjax.nets import TransformNet, adain, layers, texture
+from nstjax.nets import TransformNet, layers, texture
 
 ROOT = Path(__file__).parent.parent
 TINY = TransformNet(width=4, blocks=1)
@@ -273,18 +273,31 @@ def test_the_styles_that_ship_are_small_and_tell_how_they_were_made():
 @pytest.mark.parametrize("name", BUNDLED)
 def test_a_style_that_ships_paints(name):
     """Something else than the photograph, its main shapes still there, without regions of plain white or black."""
-    net, variables, _ = styles.load(name)
+    trained = styles.load(name)
     photo, painting = (images.load(PICTURES / file, size=96) for file in ("astronaut.jpg", "gale.jpg"))
-    if isinstance(net, nets.Decoder):
-        params = features.load("vgg19", layers=("relu4_1",))
-        picture = adain.stylize(params, net, variables, photo[None], adain.targets(params, painting[None]))[0]
-    else:
-        picture = jax.jit(net.apply)(variables, photo[None])[0]
-    picture = np.asarray(picture)
+    picture = trained.stylize(photo, styles=[painting] if isinstance(trained.net, nets.Decoder) else ())
     assert np.abs(picture - photo).mean() > 0.05
     assert ((picture > 0.002) & (picture < 0.998)).mean() > 0.95
     light, painted = (gaussian_filter(each.mean(-1), 2).ravel() for each in (photo, picture))
     assert np.corrcoef(light, painted)[0, 1] > 0.3
+
+
+def test_stylizing_is_the_net_alone_or_in_a_batch():
+    trained = styles.Trained(TINY, TINY.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32)), {})
+    photos = np.random.default_rng(0).uniform(size=(2, 24, 20, 3)).astype(np.float32)
+    expected = np.clip(TINY.apply(trained.variables, photos), 0, 1)
+    np.testing.assert_allclose(trained.stylize(photos), expected, atol=1e-4)
+    np.testing.assert_allclose(trained.stylize(photos[1]), expected[1], atol=1e-4)
+    np.testing.assert_allclose(trained.stylize(photos, strength=0.25), 0.75 * photos + 0.25 * expected, atol=1e-4)
+    np.testing.assert_array_equal(trained.stylize(photos, strength=0), photos)
+    for argument, options in (
+        ("styles", {"styles": [photos[0]]}),
+        ("strength", {"strength": 1.5}),
+        (None, {"memory_limit": 1e8}),
+    ):
+        with pytest.raises(InputError) as error:
+            trained.stylize(photos, **options)
+        assert error.value.argument == argument
 
 
 def test_a_style_that_was_changed_is_refused(monkeypatch, tmp_path):
