@@ -1,4 +1,4 @@
-"""How many iterations a picture needs: content kept against style reached, step by step, and where the knee is.
+"""How many iterations an image needs: content kept against style reached, step by step, and where the knee is.
 
     python experiments/ablate_iterations.py --output iterations
     python experiments/ablate_iterations.py --content a.jpg b.jpg --style c.jpg d.jpg --adain adain.safetensors
@@ -14,31 +14,39 @@ if __name__ == "__main__":
 import math
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import tyro
 
-from nstjax import files, images, losses, metrics, objectives, plots, solvers, terminal
+from nstjax import files, images, losses, objectives, solvers, terminal
 from nstjax.errors import InputError
 from nstjax.features import vgg
-from nstjax.studies import cards, measures, pseudo_truth, runner
-from nstjax.studies.runner import short
+from nstjax.studies import cards, measures, pseudo_truth, report, runner
+from nstjax.studies.report import short
+from nstjax.studies.settings import TRUTH, Settings, Truth, start
 from nstjax.weights import PICTURES
 
-CELL = 256  # pixels of an image on the sheet
-DEFAULTS = runner.Flags(output=Path("iterations"))
-SHOWN = 6  # pictures of a pair, beside the painting and AdaIN's
-
-
-class Pair(NamedTuple):
-    """A photograph [H, W, 3], a painting [h, w, 3], and AdaIN's picture of them [H, W, 3]."""
-
-    photograph: np.ndarray
-    painting: np.ndarray
-    reference: np.ndarray
-    about: dict
+SETTINGS = Settings(output=Path("iterations"))
+SHOWN = 6  # images of a pair, beside the style image and AdaIN's
+LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
+COLUMNS = {"run": "Pair", "loss": "Loss", "left": "Left of it"} | measures.FIGURES | measures.REFERENCE
+TEXT = report.Text(
+    "How many iterations an image needs",
+    "An image of Gatys 2015 while it is painted: how much of the content is kept, how much of the style is reached, "
+    "and from where on more work takes more than it gives.",
+    "Up to the knee, an iteration brings more style than the average one; after it, less, while more content is lost.",
+)
+CAPTION = (
+    "From the content image on. L is LPIPS to the content image, s the style distance (1 is the content image, 0 the "
+    "style image). The knee is that of style distance over iterations."
+)
+KNEE = (
+    "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
+    "own (--strength). The knee is where the curve of style distance over iterations is farthest below the straight "
+    "line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an iteration gives more "
+    "than the average one, after it less. It is among the steps measured, and depends on the whole run: with more "
+    "iterations it comes later."
+)
 
 
 def main(
@@ -47,80 +55,61 @@ def main(
     style: tuple[Path, ...] = (PICTURES / "gale.jpg",),
     strength: float = 0.2,
     weights: str = "bundled",
-    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
+    truth: tyro.conf.OmitArgPrefixes[Truth] = TRUTH,
+    settings: tyro.conf.OmitArgPrefixes[Settings] = SETTINGS,
 ) -> None:
-    """Measure a picture while it is painted, from the photograph, by Gram matrices and L-BFGS (Gatys 2015).
+    """Measure an image while it is painted, from the content image, by Gram matrices and L-BFGS (Gatys 2015).
 
     Args:
-        content: photographs; long side 256 pixels, or 128 with --quick, unless --size is given.
-        style: a painting for each photograph; a single photograph or painting goes with all of the others.
-        strength: above 0, where the photograph is kept, and under 1, where its style alone counts.
+        content: content images; long side 256 pixels, or 128 with --quick, unless --size is given.
+        style: a style image for each content image; a single content or style image goes with all of the others.
+        strength: above 0, where the content image is kept, and under 1, where its style alone counts.
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
-        truth: what AdaIN's pictures are.
-        flags: those of every study.
+        truth: what AdaIN's images are.
+        settings: those of every study.
     """
-    runner.start(
-        flags,
-        inputs=[*content, *style, weights, *pseudo_truth.inputs(truth)],
-        folders=pseudo_truth.folders(truth),
-        random=False,
+    given = [*content, *style, weights]
+    size, steps = start(
+        settings, truth, size=(256, 128), steps=(300, 60), inputs=given, random=False, strength=strength
     )
-    runner.check_strength(strength)
-    names = paired(content, style)
-    pseudo_truth.check(truth, pairs=len(names))
-    size, steps = flags.size or (128 if flags.quick else 256), flags.steps or (60 if flags.quick else 300)
-    loaded = {
-        name: (images.load(first, size=size, minimum=32), images.load(second, size=size, minimum=32))
-        for name, (first, second) in names.items()
-    }
-    like = next(iter(loaded))
-    params = measures.load_networks(weights, like=loaded[like][0])
-    about = {"size": size, "strength": strength, "weights": runner.source(weights)}
-    about["scaled_by"] = runner.source(names[like][0])
-    references = pseudo_truth.made(flags, truth, loaded)
-    pairs = {
-        name: Pair(
-            *loaded[name],
-            references[name].picture,
-            {"photograph": runner.source(first), "painting": runner.source(second)} | references[name].about,
-        )
-        for name, (first, second) in names.items()
-    }
+    paths = paired(content, style)
+    load = partial(images.load, size=size, minimum=32)
+    pairs = {name: (load(one), load(other)) for name, (one, other) in paths.items()}
+    source = pseudo_truth.read(truth, pairs)
+    first = next(iter(pairs))
+    params = measures.load_networks(weights, like=pairs[first][0])
+    about = {"size": size, "strength": strength} | runner.sources(weights=weights, scaled_by=paths[first][0])
+    references = pseudo_truth.made(settings, source)
 
-    heads = metrics.load_heads("vgg") if weights == "torchvision" else None
     objective, targets = objectives.neural_style(vgg.features, statistic=losses.gram)
+    content_layers, style_layers = (measures.CONTENT_LAYER,), measures.STYLE_LAYERS
+    data = measures.balanced(objective, targets, content=content_layers, style=style_layers, strength=strength)
+    figures = measures.measured_by(params, measures.load_heads(weights))
 
-    layers = {"content": (measures.CONTENT_LAYER,), "style": measures.STYLE_LAYERS}
-    balanced = runner.balanced(objective, targets, **layers, strength=strength)
+    def run_of(name):
+        own = runner.sources(content_image=paths[name][0], style_image=paths[name][1]) | references[name].about
+        return runner.Run(name, about | own, lambda: (pairs[name][0], data(params["vgg19"], *pairs[name])))
 
-    def prepare(pair):
-        """The photograph, and the objective's data."""
-        return pair.photograph, balanced(params["vgg19"], pair.photograph, pair.painting)
-
-    judge, compare = (jax.jit(partial(each, heads=heads)) for each in (measures.figures, pseudo_truth.figures))
-
-    def measure(run, picture):
-        pair = pairs[run.name]
-        known = judge(params, picture, pair.photograph, pair.painting)
-        known = known | compare(picture, pair.reference, params=params["vgg16"])
-        return {name: float(x) for name, x in known.items()}
-
-    runs: dict[tuple, list] = {}
-    for name, pair in pairs.items():
-        runs.setdefault(pair.photograph.shape, []).append(runner.Run(name, about | pair.about, partial(prepare, pair)))
     solver = solvers.lbfgs(objective)
-    programs = [runner.Program(solver, steps, some, keep=spaced(steps)) for some in runs.values()]
-    results = runner.run(flags, programs, measure=measure)
-    report(flags, results, pairs, truth, calibrated=heads is not None)
+    programs = [
+        runner.Program(solver, steps, shape, [run_of(name) for name in names], keep=spaced(steps))
+        for shape, names in pseudo_truth.by_shape(pairs).items()
+    ]
+    results = runner.run(
+        settings,
+        programs,
+        measure=lambda run, image: figures(image, *pairs[run.name], references[run.name].image),
+    )
+    write(settings, results, pairs, references)
 
 
 def paired(contents, styles):
-    """{name: (photograph, painting)} of the paths; a single one goes with all of the others."""
+    """{name: (content image, style image)} of the paths; a single one goes with all of the others."""
     count = max(len(contents), len(styles))
-    for flag, given in (("--content", contents), ("--style", styles)):
+    for argument, given in (("content", contents), ("style", styles)):
         if len(given) not in (1, count):
-            raise InputError(f"{flag}: {len(given)} given for {count} pairs; give one for each, or one for all")
+            message = f"{len(given)} given for {count} pairs; give one for each, or one for all"
+            raise InputError(message, argument=argument)
     pairs: dict[str, tuple] = {}
     for pair in zip(contents * (count // len(contents)), styles * (count // len(styles)), strict=True):
         if pair in pairs.values():
@@ -133,7 +122,7 @@ def paired(contents, styles):
 
 
 def spaced(steps, *, octave=3):
-    """Steps to look at: 0, 1, and so on about `octave` of each doubling, up to `steps`."""
+    """Steps to measure: 0, 1, and so on about `octave` of each doubling, up to `steps`."""
     count = math.ceil(octave * math.log2(max(steps, 1)))
     return tuple(sorted({0, steps, *(round(steps ** (i / max(count, 1))) for i in range(count + 1))}))
 
@@ -148,123 +137,80 @@ def knee(x, y):
     x, y = np.asarray(x, float), np.asarray(y, float)
     if len(x) < 3 or x[-1] <= x[0] or y[-1] >= y[0]:
         return None
-    gain = progress(y) - progress(x)
+    gain = (y - y[0]) / (y[-1] - y[0]) - (x - x[0]) / (x[-1] - x[0])
     best = int(np.argmax(gain))
     return best if gain[best] > 1e-6 else None
 
 
-def progress(values):
-    """Values scaled to go from 0 at the first to 1 at the last."""
-    values = np.asarray(values, float)
-    return (values - values[0]) / (values[-1] - values[0])
-
-
 def track(result):
-    """{figure: its values at every step that was looked at}, "step" and "lost", 1 - SSIM, among them."""
-    last = {"step": int(result.figures["evaluations"])}
-    points = [moment for moment in result.moments if moment["step"] < last["step"]]
-    points.append(last | {name: result.figures[name] for name in result.moments[0] if name != "step"})
-    columns = {name: [point[name] for point in points] for name in points[0]}
-    return columns | {"lost": [1 - value for value in columns["ssim"]]}
+    """{figure: its values at every step measured}, "step" and "lost", 1 - SSIM, among them."""
+    points = [*result.moments[: len(result.steps) - 1], result.figures]
+    columns = {name: [point[name] for point in points] for name in result.moments[0] if name != "step"}
+    return {"step": result.steps, **columns, "lost": [1 - value for value in columns["ssim"]]}
 
 
-LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
-CAPTION = (
-    "From the photograph on. L is LPIPS to the photograph, s the style distance (1 is the photograph, 0 the painting). "
-    "The knee is that of style distance over iterations."
-)
+def shown(count, turn):
+    """Indices of the points whose images are shown: evenly spread, the ends and the knee among them."""
+    every = {round(i * (count - 1) / (SHOWN - 2)) for i in range(SHOWN - 1)}
+    return sorted(every | ({turn} if turn is not None else set()))
 
 
-def report(flags, results, pairs, truth, *, calibrated):
-    """Write the card, and iterations.csv with every figure at every step that was looked at."""
+def write(settings, results, pairs, references):
+    """Write the card, and iterations.csv with every figure at every step that was measured."""
     tracks = {r.name: track(r) for r in results}
-    at = {name: knee(columns["step"], columns["style_distance"]) for name, columns in tracks.items()}
-    lines, cells = [], []
-    for result in results:
-        pair, columns, turn = pairs[result.name], tracks[result.name], at[result.name]
-        row = [cards.Picture(pair.painting, "painting"), cards.Picture(pair.reference, "AdaIN’s picture")]
-        for i in shown(len(columns["step"]), turn):
-            step = columns["step"][i]
-            picture = result.picture(None if i + 1 == len(columns["step"]) else step)
-            label = f"iteration {step}" + (", the knee" if i == turn else "")
-            note = f"L {short(columns['lpips'][i])}, s {short(columns['style_distance'][i])}"
-            row.append(cards.Picture(picture, label if step else "photograph", note))
-        lines.append((result.name, row))
-        cells.append([(runner.enlarged(each.image, CELL), each.label) for each in row])
-
-    def over(name, y, *, log="x", marked=False):
-        """A figure over iterations."""
-        series = {key: list(zip(columns["step"], columns[name], strict=True)) for key, columns in tracks.items()}
-        turns = [(series[key][i], f"{series[key][i][0]}") for key in series if (i := at[key]) is not None]
-        marks = [(*point, label) for point, label in turns] if marked else []
-        return cards.curves(series, x="iterations", y=y, log=log, marks=marks, caption=f"{y} over iterations.")
-
-    def trade_off(name, label):
-        series = {
-            key: list(zip(columns[name], columns["style_distance"], strict=True)) for key, columns in tracks.items()
-        }
-        turns = [(key, i) for key in series if (i := at[key]) is not None]
-        marks = [(*series[key][i], f"{tracks[key]['step'][i]}") for key, i in turns]
-        caption = f"Style distance against {label}, from the photograph on; the circle is the knee, with its iteration."
-        return cards.curves(series, x=label, y="style distance", marks=marks, caption=caption)
-
-    blocks = [
-        cards.section("The pictures", cards.pictures(lines, caption=CAPTION)),
-        cards.section("Content against style", cards.beside(*(trade_off(*each) for each in LOST.items()))),
-        cards.section(
-            "Over iterations",
-            cards.beside(
-                over("style_distance", "style distance", log="xy", marked=True),
-                over("lpips", "LPIPS to the photograph", marked=True),
-                over("ssim", "SSIM to the photograph"),
-                over("mse", "MSE to the photograph"),
-            ),
-        ),
+    knees = {name: knee(columns["step"], columns["style_distance"]) for name, columns in tracks.items()}
+    lines = [
+        (r.name, thumbnails(r, tracks[r.name], knees[r.name], pairs[r.name][1], references[r.name].image))
+        for r in results
     ]
-    against = [over(name, label) for name, label in pseudo_truth.FIGURES.items()]
-    blocks.append(cards.section("Against AdaIN’s picture", pseudo_truth.told(flags, truth), cards.beside(*against)))
+    curve = partial(curves, tracks, knees)
+    trade_offs = [curve(name, "style_distance", x=label, y="style distance") for name, label in LOST.items()]
+    over = partial(curve, "step", x="iterations")
+    against = [over(name, y=label, log="x", marked=False) for name, label in measures.REFERENCE.items()]
     rows = [
         {"pair": name} | {figure: values[i] for figure, values in columns.items() if figure != "lost"}
         for name, columns in tracks.items()
         for i in range(len(columns["step"]))
     ]
-    headings = {"pair": "Pair", "step": "Iterations"} | measures.FIGURES | pseudo_truth.FIGURES
-    blocks.append(cards.section("Every step", cards.table(rows, columns=headings, caption="Every picture looked at.")))
-    blocks.append(cards.section("How to read the figures", *explained(calibrated)))
-    files.write_csv(flags.output / "iterations.csv", rows)
-    runner.write(
-        flags,
-        results,
-        title="How many iterations a picture needs",
-        lead="A picture of Gatys 2015 while it is painted: how much of the photograph is kept, how much of the "
-        "painting’s style is reached, and from where on more work takes more than it gives.",
-        reading="Up to the knee, an iteration brings more style than the average one; after it, less, "
-        "while more content is lost.",
-        blocks=blocks,
-        sheet=plots.contact_sheet(cells, cell=CELL),
-        table={"run": "Pair", "loss": "Loss", "left": "Left of it"}
-        | measures.FIGURES
-        | pseudo_truth.FIGURES
-        | {"evaluations": "Evaluations", "seconds": "Seconds"},
+    headings = {"pair": "Pair", "step": "Iterations"} | measures.FIGURES | measures.REFERENCE
+    progress = cards.beside(
+        over("style_distance", y="style distance", log="xy"),
+        over("lpips", y="LPIPS to the content image", log="x"),
+        over("ssim", y="SSIM to the content image", log="x", marked=False),
+        over("mse", y="MSE to the content image", log="x", marked=False),
     )
-
-
-def explained(calibrated):
-    """What the figures are, in paragraphs."""
-    return [
-        *measures.explained(calibrated)[:2],
-        "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
-        "own (--strength). The knee is where the curve of style distance over iterations is farthest below the "
-        "straight line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an "
-        "iteration gives more than the average one, after it less. It is among the steps looked at, and goes by the "
-        "whole run: with more iterations it comes later.",
+    blocks = [
+        cards.section("The images", cards.gallery(lines, caption=CAPTION)),
+        cards.section("Content against style", cards.beside(*trade_offs)),
+        cards.section("Over iterations", progress),
+        cards.section("Against AdaIN’s image", pseudo_truth.ABOUT, cards.beside(*against)),
+        cards.section("Every step", cards.table(rows, columns=headings, caption="Every image that was measured.")),
+        cards.section("How to read the figures", *measures.EXPLAINED, KNEE),
     ]
+    files.write_csv(settings.output / "iterations.csv", rows)
+    sheet = report.sheet([("", row) for _, row in lines], cell=256)
+    report.write(settings, results, TEXT, blocks=blocks, sheet=sheet, table=COLUMNS)
 
 
-def shown(count, turn):
-    """Indices of the points whose pictures are shown: evenly spread, the ends and the knee among them."""
-    every = {round(i * (count - 1) / (SHOWN - 2)) for i in range(SHOWN - 1)}
-    return sorted(every | ({turn} if turn is not None else set()))
+def thumbnails(result, columns, turn, style, reference):
+    """A pair's row: the style image, AdaIN's image, and the run's at some steps."""
+    row = [cards.Thumbnail(style, "style image"), cards.Thumbnail(reference, "AdaIN’s image")]
+    for i in shown(len(columns["step"]), turn):
+        step = columns["step"][i]
+        image = result.image(None if i + 1 == len(columns["step"]) else step)
+        label = f"iteration {step}" + (", the knee" if i == turn else "")
+        note = f"L {short(columns['lpips'][i])}, s {short(columns['style_distance'][i])}"
+        row.append(cards.Thumbnail(image, label if step else "content image", note))
+    return row
+
+
+def curves(tracks, knees, horizontal, vertical, *, x, y, log="", marked=True):
+    """One figure against another, for each pair; marked: circle the knees and label them with their iteration."""
+    series = {name: list(zip(columns[horizontal], columns[vertical], strict=True)) for name, columns in tracks.items()}
+    turns = {name: i for name, i in knees.items() if i is not None and marked}
+    marks = [(*series[name][i], str(tracks[name]["step"][i])) for name, i in turns.items()]
+    caption = f"{y} against {x}; a circle is a knee, with its iteration."
+    return cards.curves(series, x=x, y=y, log=log, marks=marks, caption=caption)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Which optimiser paints soonest: L-BFGS of jaxopt and of optax, Adam, AdamW, gradient descent, each at its best rate.
+"""Which optimizer paints soonest: L-BFGS of jaxopt and of optax, Adam, AdamW, gradient descent, each at its best rate.
 
     python experiments/ablate_optimizers.py --output optimizers
     python experiments/ablate_optimizers.py --output optimizers --quick
 
-The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluations and against seconds. The first takes
-about half an hour on two CPU cores; stopped, it goes on where it was.
+The loss of Gatys 2015 (arXiv 1508.06576) from the same start, against evaluations and against seconds. The first
+command takes half an hour on two CPU cores; stopped, it goes on where it was.
 """
 
 from nstjax import interrupts
@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from nstjax import features, images, losses, memory, objectives, plots, solvers, terminal
-from nstjax.errors import InputError
+from nstjax import features, images, losses, memory, objectives, solvers, terminal
 from nstjax.features import vgg
-from nstjax.studies import cards, pseudo_truth, runner
-from nstjax.studies.runner import percent
+from nstjax.studies import cards, measures, pseudo_truth, report, runner
+from nstjax.studies.report import percent
+from nstjax.studies.settings import TRUTH, Settings, Truth, start
 from nstjax.weights import PICTURES
 
 
@@ -39,46 +39,51 @@ class Optimizer(NamedTuple):
     solver: Callable  # (objective, rate, steps) -> Solver
 
 
-def adam(transformation):
-    """Adam's rate falls along a cosine over all steps, without which pictures keep trembling."""
+def adam(transformation, objective, rate, steps):
+    """Adam's rate falls along a cosine over all steps, without which images keep trembling."""
+    return solvers.gradient(objective, transformation(optax.cosine_decay_schedule(rate, steps), b2=0.99))
 
-    def solver(objective, rate, steps):
-        return solvers.gradient(objective, transformation(optax.cosine_decay_schedule(rate, steps), b2=0.99))
 
-    return solver
+def guarded(transformation, objective, rate, steps):
+    """A transformation of optax at a constant rate; a step after which the loss has jumped is rejected."""
+    return solvers.gradient(objective, transformation(rate), jump=solvers.JUMP)
+
+
+def jaxopt(objective, rate, steps):
+    return solvers.lbfgs(objective, learning_rate=lambda step: rate, history=memory.HISTORY)
 
 
 # Set up as in gatys.py.
+OPTAX = partial(optax.lbfgs, memory_size=memory.HISTORY, linesearch=None)
+DESCENT = lambda rate: optax.chain(solvers.by_first_gradient(), optax.sgd(rate))  # noqa: E731
 OPTIMIZERS = {
-    "lbfgs": Optimizer(
-        "L-BFGS (jaxopt)",
-        1.0,
-        lambda objective, rate, steps: solvers.lbfgs(
-            objective, learning_rate=lambda step: rate, history=memory.HISTORY
-        ),
-    ),
-    "lbfgs-optax": Optimizer(
-        "L-BFGS (optax)",
-        1.0,
-        lambda objective, rate, steps: solvers.gradient(
-            objective, optax.lbfgs(rate, memory_size=memory.HISTORY, linesearch=None), jump=solvers.JUMP
-        ),
-    ),
-    "adam": Optimizer("Adam", 0.08, adam(optax.adam)),
-    "adamw": Optimizer("AdamW", 0.08, adam(optax.adamw)),
-    "gd": Optimizer(
-        "gradient descent",
-        8 / 255,
-        lambda objective, rate, steps: solvers.gradient(
-            objective, optax.chain(solvers.by_first_gradient(), optax.sgd(rate)), jump=solvers.JUMP
-        ),
-    ),
+    "lbfgs": Optimizer("L-BFGS (jaxopt)", 1.0, jaxopt),
+    "lbfgs-optax": Optimizer("L-BFGS (optax)", 1.0, partial(guarded, OPTAX)),
+    "adam": Optimizer("Adam", 0.08, partial(adam, optax.adam)),
+    "adamw": Optimizer("AdamW", 0.08, partial(adam, optax.adamw)),
+    "gd": Optimizer("gradient descent", 8 / 255, partial(guarded, DESCENT)),
 }
 CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg19"].style
-SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose pictures are shown
+SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose images are shown
 LEFT = "part of the first loss that is left"
-KEPT = 24  # pictures of a run
-DEFAULTS = runner.Flags(output=Path("optimizers"))
+KEPT = 24  # images of a run
+SETTINGS = Settings(output=Path("optimizers"))
+COLUMNS = {"run": "Run", "factor": "Factor", "loss": "Loss", "left": "Left of it", "content": "Content"}
+COLUMNS |= {"style": "Style"} | {name: measures.REFERENCE[name] for name in ("reference_mse", "reference_ssim")}
+COLUMNS |= {"rejected": "Rejected steps", "pace": "Seconds an evaluation"}
+TEXT = report.Text(
+    "Which optimizer paints soonest",
+    "One content image, one style image, one loss (Gatys 2015, VGG-19), one start; one optimizer after another, each "
+    "with the best learning rate of a small sweep.",
+    "The less of the loss is left at equal evaluations, and at equal seconds, the better.",
+)
+CAPTIONS = {
+    "evaluations": "The best rate of each over evaluations of the loss with its gradient, without rejected steps.",
+    "seconds": "The same over seconds, without the first step, which compiles.",
+    "at evaluations": "The best rate of each, after the same parts of all evaluations.",
+    "at seconds": "The last image kept within the same parts of the seconds that the quickest took for all.",
+    "sweep": "A factor of 1 is a rate of 1 (L-BFGS), 0.08 (Adam, AdamW; falling to 0) or 8/255 (gradient descent).",
+}
 
 
 def main(
@@ -90,48 +95,37 @@ def main(
     init: Literal["content", "noise"] = "content",
     strength: float = 0.3,
     weights: str = "bundled",
-    truth: tyro.conf.OmitArgPrefixes[pseudo_truth.Flags] = pseudo_truth.DEFAULTS,
-    flags: tyro.conf.OmitArgPrefixes[runner.Flags] = DEFAULTS,
+    truth: tyro.conf.OmitArgPrefixes[Truth] = TRUTH,
+    settings: tyro.conf.OmitArgPrefixes[Settings] = SETTINGS,
 ) -> None:
-    """Paint one picture by several optimisers, each with several learning rates.
+    """Paint one image by several optimizers, each with several learning rates.
 
     Args:
-        content: the photograph; long side 256 pixels, or 96 with --quick, unless --size is given.
-        style: the painting.
+        content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
+        style: the style image.
         optimizers: those to compare; by default all.
         factors: the learning rates to try, in multiples of 1 (L-BFGS), 0.08 (Adam, AdamW) or 8/255 (gradient descent:
             mean change of pixels at the first step).
-        init: the picture that all start from.
+        init: the image that all start from.
         strength: of the style, between 0 and 1.
         weights: bundled, keras or torchvision (downloaded), or a file.
-        truth: what AdaIN's picture is.
-        flags: those of every study.
+        truth: what AdaIN's image is.
+        settings: those of every study.
     """
-    runner.start(
-        flags, inputs=[content, style, weights, *pseudo_truth.inputs(truth)], folders=pseudo_truth.folders(truth)
-    )
-    runner.check_strength(strength)
-    factors = tuple(sorted(set(factors or ((0.5, 1, 2) if flags.quick else (0.25, 0.5, 1, 2)))))
-    for factor in factors:
-        if not 0 < factor < math.inf:
-            raise InputError(f"--factors {factor}: give numbers above 0")
-    pseudo_truth.check(truth)
-    size, steps = flags.size or (96 if flags.quick else 256), flags.steps or (40 if flags.quick else 240)
-    photograph = images.load(content, size=size, minimum=32)
-    painting = images.load(style, size=size, minimum=16)
-    params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=photograph)
-    first = runner.beginning(init, photograph, flags.seed)
-    extract = partial(vgg.features, edge="replicate")
-    objective, targets = objectives.neural_style(extract, statistic=losses.gram)
-
-    balanced = runner.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
-    data = cache(lambda: balanced(params, photograph, painting))
-
-    about = {"size": size, "seed": flags.seed, "init": init, "strength": strength, "weights": runner.source(weights)}
-    about |= {"photograph": runner.source(content), "painting": runner.source(style)}
-    pairs = {f"{content.stem}, {style.stem}": (photograph, painting)}
-    (reference,) = pseudo_truth.made(flags, truth, pairs).values()
-    about |= reference.about
+    given = [content, style, weights]
+    size, steps = start(settings, truth, size=(256, 96), steps=(240, 40), inputs=given, strength=strength)
+    for factor in factors or ():
+        terminal.check_positive("factors", factor)
+    image, style_image = images.load(content, size=size, minimum=32), images.load(style, size=size, minimum=16)
+    source = pseudo_truth.read(truth, {f"{content.stem}, {style.stem}": (image, style_image)})
+    params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=image)
+    objective, targets = objectives.neural_style(partial(vgg.features, edge="replicate"), statistic=losses.gram)
+    balanced = measures.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
+    data = cache(lambda: balanced(params, image, style_image))
+    (reference,) = pseudo_truth.made(settings, source).values()
+    first = runner.first_image(init, image, settings.seed)
+    about = {"size": size, "seed": settings.seed, "init": init, "strength": strength}
+    about |= runner.sources(content_image=content, style_image=style, weights=weights) | reference.about
 
     def run_of(optimizer, factor):
         rate = OPTIMIZERS[optimizer].rate * factor
@@ -139,56 +133,44 @@ def main(
         name = f"{OPTIMIZERS[optimizer].name}, rate {rate:g}"
         return runner.Run(name, own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
 
+    sweep = sorted(set(factors or ((0.5, 1, 2) if settings.quick else (0.25, 0.5, 1, 2))))
     keep = tuple(dict.fromkeys(round(steps * i / KEPT) for i in range(KEPT)))
     programs = [
-        runner.Program(at_rate(partial(solver_of, optimizer, objective, steps)), steps, runs, keep=keep)
-        for optimizer in dict.fromkeys(optimizers or OPTIMIZERS)
-        if (runs := [run_of(optimizer, factor) for factor in factors])
+        runner.Program(at_rate(name, objective, steps), steps, image.shape[:2], [run_of(name, f) for f in sweep], keep)
+        for name in dict.fromkeys(optimizers or OPTIMIZERS)
     ]
-    compare = jax.jit(pseudo_truth.figures)
-
-    def measure(run, picture):
-        return {name: float(x) for name, x in compare(picture, reference.picture).items()}
-
-    results = [with_failures(result) for result in runner.run(flags, programs, measure=measure)]
-    pictures = {"photograph": photograph, "painting": painting, "AdaIN’s picture": reference.picture}
-    report(flags, results, pictures, truth, init)
+    compare = jax.jit(measures.to_reference)
+    measure = lambda run, image: {name: float(x) for name, x in compare(image, reference.image).items()}  # noqa: E731
+    results = [with_failures(result) for result in runner.run(settings, programs, measure=measure)]
+    write(settings, results, report.originals(image, style_image, reference.image))
 
 
-def solver_of(optimizer, objective, steps, rate):
-    return OPTIMIZERS[optimizer].solver(objective, rate, steps)
-
-
-def at_rate(make):
-    """make(rate)'s solver, whose rate comes with the data, so that a sweep of rates is one program."""
+def at_rate(optimizer, objective, steps):
+    """An optimizer whose rate comes with the data, so that a sweep of rates is one program."""
+    make = partial(OPTIMIZERS[optimizer].solver, objective)
 
     def init(image, data):
-        return make(data["rate"]).init(image, data)
+        return make(data["rate"], steps).init(image, data)
 
     def step(image, state, data):
-        return make(data["rate"]).step(image, state, data)
+        return make(data["rate"], steps).step(image, state, data)
 
     return solvers.Solver(init, step)
 
 
 def with_failures(result):
     """A result with two more figures: how many steps were rejected, and the seconds of an evaluation."""
-    seconds = result.curve["seconds"]
-    more = {
-        "rejected": sum(failures > 0 for failures in result.curve["failures"]),
-        "pace": seconds[-1] / max(1, len(seconds) - 1),
-    }
+    failures, seconds = result.curve["failures"], result.curve["seconds"]
+    more = {"rejected": sum(x > 0 for x in failures), "pace": seconds[-1] / max(1, len(seconds) - 1)}
     return result._replace(figures=result.figures | more)
 
 
-def best_of(results):
-    """{optimizer: the run of its sweep that ends lowest}."""
-    best: dict = {}
+def sweeps_of(results):
+    """{optimizer's name: the runs of its sweep}."""
+    sweeps: dict[str, list] = {}
     for result in results:
-        optimizer = result.configuration["optimizer"]
-        if optimizer not in best or end(result) < end(best[optimizer]):
-            best[optimizer] = result
-    return best
+        sweeps.setdefault(OPTIMIZERS[result.configuration["optimizer"]].name, []).append(result)
+    return sweeps
 
 
 def end(result):
@@ -197,168 +179,68 @@ def end(result):
     return math.inf if loss is None else loss
 
 
-def reached(result, loss, against="evaluations"):
-    """After how many evaluations, or seconds, a run's loss is no higher than `loss`; None if it never is."""
-    return next((x for x, y in result.line("loss", against) if y <= loss), None)
-
-
 def share(result, other, against="evaluations"):
-    """The part of the other's evaluations, or seconds, that a run takes to the other's last loss; None if never."""
-    x, whole = reached(result, end(other), against), other.curve[against][-1]
-    return None if x is None else x / whole if whole else 1.0
-
-
-def left_of(result, against="evaluations"):
-    """A run's curve [(evaluations or seconds, part of the first loss that is left)]."""
-    line = result.line("loss", against)
-    return [(x, y / line[0][1]) for x, y in line]
+    """The part of the other's evaluations, or seconds, after which a run's loss is the other's last; None if never."""
+    x = next((x for x, y in result.line("loss", against) if y <= end(other)), None)
+    return None if x is None else x / other.curve[against][-1] if other.curve[against][-1] else 1.0
 
 
 def kept_until(result, seconds):
-    """The last step whose picture is there and was done within the seconds."""
-    steps = [moment["step"] for moment in result.moments] + [len(result.curve["seconds"])]
-    return max(step for step in steps if step == 0 or result.curve["seconds"][step - 1] <= seconds * (1 + 1e-9))
+    """The last step whose image is there and was done within the seconds."""
+    done = [0.0, *result.curve["seconds"]]
+    return max(step for step in result.steps if step == 0 or done[step] <= seconds * (1 + 1e-9))
 
 
-def report(flags, results, pictures, truth, init):
-    """Write the card: what the figures say, pictures, curves, tables."""
-    best = best_of(results)
+def thumbnail(result, step):
+    """The image after a step, its seconds and what is left of the loss."""
+    left = [y for x, y in result.relative() if x <= step][-1:] or [1]
+    seconds = cards.number(round(result.curve["seconds"][step - 1], 2) if step else 0)
+    image = result.image(None if step == result.steps[-1] else step)
+    return cards.Thumbnail(image, f"{step} evaluations", f"{seconds} s, left {percent(left[0])}")
+
+
+def matrix(best, against):
+    """A table of who reaches whose last loss, and when."""
+    first = "Reaches the last loss of"
+    rows = [
+        {first: name} | {other: share(one, best[other], against) for other in best if other != name}
+        for name, one in best.items()
+    ]
+    columns = {name: name for name in (first, *best)}
+    return cards.table(rows, columns=columns, caption=f"In parts of the other’s {against}; – where it never does.")
+
+
+def write(settings, results, originals):
+    """Write the card: images, curves, tables."""
+    sweeps = sweeps_of(results)
+    best = {name: min(some, key=end) for name, some in sweeps.items()}
     steps = max(len(result.curve["loss"]) for result in best.values())
     budget = min(result.curve["seconds"][-1] for result in best.values())
-    name_of = {optimizer: OPTIMIZERS[optimizer].name for optimizer in best}
-
-    def shown(result, step):
-        last = step >= len(result.curve["loss"])
-        row = min(step, len(result.curve["loss"])) - 1
-        left = [y for x, y in left_of(result) if x <= step][-1:] or [1]
-        seconds = result.curve["seconds"][row] if step else 0
-        note = f"{cards.number(round(seconds, 2))} s, left {percent(left[0])}"
-        return result.picture(None if last else step), step, note
 
     def gallery(chosen):
-        """Rows of pictures: chosen(result, part) -> a step that was kept."""
-        rows = [
-            ("", [cards.Picture(picture, label) for label, picture in pictures.items()]),
-        ]
-        for optimizer, result in best.items():
-            row = [shown(result, chosen(result, part)) for part in SHOWN]
-            line = [cards.Picture(picture, f"{step} evaluations", note) for picture, step, note in row]
-            rows.append((name_of[optimizer], line))
-        return rows
+        """chosen(result, part) -> a step that was kept."""
+        row = lambda result: [thumbnail(result, chosen(result, part)) for part in SHOWN]  # noqa: E731
+        return [originals, *((name, row(result)) for name, result in best.items())]
 
-    def at_evaluations(result, part):
-        kept = [moment["step"] for moment in result.moments] + [len(result.curve["loss"])]
-        return min(kept, key=lambda step: abs(step - part * steps))
+    def fall(against, log):
+        lines = {name: result.relative(against) for name, result in best.items()}
+        return cards.curves(lines, x=against, y=LEFT, log=log, caption=CAPTIONS[against])
 
-    def lines(against):
-        return {name_of[optimizer]: left_of(result, against) for optimizer, result in best.items()}
-
-    def matrix(against):
-        rows = [
-            {"optimizer": name_of[one]}
-            | {
-                other: None if one == other or (part := share(best[one], best[other], against)) is None else 100 * part
-                for other in best
-            }
-            for one in best
-        ]
-        columns = {"optimizer": "Reaches the last loss of"} | {other: name_of[other] for other in best}
-        caption = f"In per cent of the other’s {against}; – where it never does, and for itself."
-        return cards.table(rows, columns=columns, caption=caption)
-
-    sweep = {
-        OPTIMIZERS[optimizer].name: [
-            (result.configuration["factor"], result.left)
-            for result in results
-            if result.configuration["optimizer"] == optimizer
-        ]
-        for optimizer in best
-    }
-    factors = sorted({result.configuration["factor"] for result in results})
+    lines = {name: [(r.configuration["factor"], r.left) for r in some] for name, some in sweeps.items()}
+    ticks = {factor: f"{factor:g}" for line in lines.values() for factor, _ in line}
+    sweep = cards.curves(lines, x="factor of the rate", y=LEFT, log="xy", ticks=ticks, caption=CAPTIONS["sweep"])
+    at_evaluations = gallery(lambda r, part: min(r.steps, key=lambda step: abs(step - part * steps)))
+    at_seconds = gallery(lambda r, part: kept_until(r, part * budget))
+    images_then = cards.gallery(at_evaluations, caption=CAPTIONS["at evaluations"])
     blocks = [
-        cards.section(
-            "How the loss falls",
-            cards.beside(
-                cards.curves(
-                    lines("evaluations"),
-                    x="evaluations",
-                    y=LEFT,
-                    log="xy",
-                    caption="The best rate of each. An evaluation is of the loss with its gradient; each step takes "
-                    "one. Rejected steps are left out of the lines, not out of the count.",
-                ),
-                cards.curves(
-                    lines("seconds"),
-                    x="seconds",
-                    y=LEFT,
-                    log="y",
-                    caption="The same against seconds, without the first step, which compiles. Rates that are painted "
-                    "together take their share of the time each. Seconds are those of a machine as busy as it was.",
-                ),
-            ),
-        ),
-        cards.section(
-            "At equal evaluations",
-            cards.pictures(gallery(at_evaluations), caption=f"The best rate of each, from the {start_of(init)}."),
-        ),
-        cards.section(
-            "At equal seconds",
-            cards.pictures(
-                gallery(lambda result, part: kept_until(result, part * budget)),
-                caption="The last picture kept within "
-                + ", ".join(cards.number(part * budget) for part in SHOWN)
-                + " seconds; the last is what the quickest took for all its evaluations.",
-            ),
-        ),
-        cards.section(
-            "The sweep",
-            cards.curves(
-                sweep,
-                x="factor of the learning rate",
-                y=LEFT,
-                log="xy",
-                ticks={factor: f"{factor:g}" for factor in factors},
-                caption="After all evaluations. A factor of 1 is a rate of "
-                + ", ".join(f"{OPTIMIZERS[o].rate:.2g} ({name_of[o]})" for o in best)
-                + ". Adam’s and AdamW’s rates fall along a cosine to zero; the others stay.",
-            ),
-        ),
-        cards.section("Who overtakes whom", matrix("evaluations"), matrix("seconds")),
-        cards.section("AdaIN’s picture", pseudo_truth.told(flags, truth)),
+        cards.section("How the loss falls", cards.beside(fall("evaluations", "xy"), fall("seconds", "y"))),
+        cards.section("At equal evaluations", pseudo_truth.ABOUT, images_then),
+        cards.section("At equal seconds", cards.gallery(at_seconds, caption=CAPTIONS["at seconds"])),
+        cards.section("The sweep", sweep),
+        cards.section("Who overtakes whom", matrix(best, "evaluations"), matrix(best, "seconds")),
     ]
-    cells = [[(picture, label) for label, picture in pictures.items()]]
-    for optimizer, result in best.items():
-        row = [shown(result, at_evaluations(result, part)) for part in SHOWN]
-        cells.append([(picture, f"{name_of[optimizer]}, {step}") for picture, step, _ in row])
-    runner.write(
-        flags,
-        results,
-        title="Which optimiser paints soonest",
-        lead="One photograph, one painting, one loss (Gatys 2015, VGG-19), one start; one optimiser after another, "
-        "each with the best learning rate of a small sweep.",
-        reading="Compare the best rate of each optimizer, at equal evaluations and at equal seconds: the "
-        "less of the loss is left, the better.",
-        blocks=blocks,
-        sheet=plots.contact_sheet(cells, cell=max(144, *pictures["photograph"].shape[:2])),
-        table={
-            "run": "Run",
-            "factor": "Factor",
-            "loss": "Loss",
-            "left": "Left of it",
-            "content": "Content",
-            "style": "Style",
-            **{name: pseudo_truth.FIGURES[name] for name in ("reference_mse", "reference_ssim")},
-            "rejected": "Rejected steps",
-            "pace": "Seconds an evaluation",
-            "evaluations": "Evaluations",
-            "seconds": "Seconds",
-        },
-        best={"left": min, "pace": min, "reference_ssim": max},
-    )
-
-
-def start_of(init):
-    return {"content": "photograph", "noise": "same noise"}[init]
+    sheet, bold = report.sheet(at_evaluations), {"left": min, "pace": min, "reference_ssim": max}
+    report.write(settings, results, TEXT, blocks=blocks, sheet=sheet, table=COLUMNS, best=bold)
 
 
 if __name__ == "__main__":

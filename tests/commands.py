@@ -1,16 +1,26 @@
-"""What the tests of the studies share: their modules, the commands run in this process, and what they refuse."""
+"""What the tests of the studies share: their modules, the commands run in this process, networks, images."""
 
 import importlib
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tyro
+from networks import narrow_vgg
+from PIL import Image
 
-from nstjax import terminal
+from nstjax import features, terminal
 from nstjax.studies import runner
 
 ROOT = Path(__file__).parent.parent
+PARAMS = {name: features.prepare(narrow_vgg(name), winograd=False) for name in ("vgg19", "vgg16")}
+
+
+def smooth(seed, shape=(32, 40)):
+    """A smooth random image [h, w, 3]."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), np.float32) / 255
 
 
 def module(name):

@@ -12,11 +12,11 @@ from networks import narrow_vgg as narrow
 
 from nstjax import features, images, losses, objectives
 from nstjax.errors import InputError
-from nstjax.studies import runner
+from nstjax.studies import measures, runner
 
 pytestmark = pytest.mark.usefixtures("quickly")
 RNG = np.random.default_rng(0)
-PHOTOGRAPH, PAINTING = (
+CONTENT, STYLE = (
     np.asarray(jax.image.resize(RNG.random((6, 7, 3), np.float32), (36, 40, 3), "cubic")).clip(0, 1) for _ in range(2)
 )
 
@@ -59,8 +59,8 @@ def run(tmp_path, monkeypatch):
 def test_layers_are_those_of_the_networks():
     for variant in ablate.VARIANTS.values():
         known = features.EXTRACTORS[variant.network].layers
-        assert set(variant.content + variant.style) <= set(known)
-        depths = [known.index(name) for name in variant.style]
+        assert set(sum(variant.layers, ())) <= set(known)
+        depths = [known.index(name) for name in variant.layers[1]]
         assert depths == sorted(set(depths))
     assert set(ablate.Name.__args__) == set(ablate.VARIANTS) >= set(ablate.QUICK)
 
@@ -69,32 +69,32 @@ def test_layers_are_those_of_the_networks():
 @pytest.mark.parametrize("name", ["vgg19", "squeezenet11"])
 def test_every_loss_begins_in_units_of_its_own(name, swag):
     variant = ablate.VARIANTS[name]
-    objective, balanced = ablate.losses_of(variant, swag=swag, strength=0.25, temperature=1.0)
+    objective, balanced = ablate.loss_of(variant, swag=swag, strength=0.25, temperature=1.0)
     objective = jax.jit(objective)
     for louder in (1, 30):
         tree = narrow_squeezenet() if name == "squeezenet11" else narrow(name)
         last = "fire9_expand3x3" if name == "squeezenet11" else "conv5_1"
         tree[last] = {part: louder * array for part, array in tree[last].items()}
-        data = balanced(features.prepare(tree, winograd=False), PHOTOGRAPH, PAINTING)
-        loss, terms = objective(PHOTOGRAPH, data)
+        data = balanced(features.prepare(tree, winograd=False), CONTENT, STYLE)
+        loss, terms = objective(CONTENT, data)
         assert terms["content"] == pytest.approx(0, abs=1e-6)
         np.testing.assert_allclose(loss, objectives.SCALE * 300 * 0.25**2, rtol=1e-4)
-        for only in variant.style:
+        for only in variant.layers[1]:
             one = {layer: weight * (layer == only) for layer, weight in data["style_layers"].items()}
-            alone, _ = objective(PHOTOGRAPH, data | {"style_layers": one})
-            np.testing.assert_allclose(alone, loss / len(variant.style), rtol=1e-3)
+            alone, _ = objective(CONTENT, data | {"style_layers": one})
+            np.testing.assert_allclose(alone, loss / len(variant.layers[1]), rtol=1e-3)
 
 
 def test_swag_compares_softened_features():
     variant = ablate.VARIANTS["vgg19"]
     params = features.prepare(narrow(), winograd=False)
-    _, balanced = ablate.losses_of(variant, swag=True, strength=0.5, temperature=2.0)
-    data = balanced(params, PHOTOGRAPH, PAINTING)
-    acts = features.EXTRACTORS["vgg19"].features(params, PHOTOGRAPH)["relu4_2"]
+    _, balanced = ablate.loss_of(variant, swag=True, strength=0.5, temperature=2.0)
+    data = balanced(params, CONTENT, STYLE)
+    acts = features.EXTRACTORS["vgg19"].features(params, CONTENT)["relu4_2"]
     expected = np.exp(np.asarray(acts / (2 * acts.std()), np.float64))
     np.testing.assert_allclose(data["content"]["relu4_2"], expected / expected.mean(), rtol=1e-3)
-    goal = features.EXTRACTORS["vgg19"].features(params, PAINTING)["relu1_1"]
-    deviation = features.EXTRACTORS["vgg19"].features(params, PHOTOGRAPH)["relu1_1"].std()
+    goal = features.EXTRACTORS["vgg19"].features(params, STYLE)["relu1_1"]
+    deviation = features.EXTRACTORS["vgg19"].features(params, CONTENT)["relu1_1"].std()
     soft = losses.swag(goal, temperature=2 * deviation)
     target = data["styles"][0]["targets"]["relu1_1"]
     np.testing.assert_allclose(target, losses.gram(soft), rtol=1e-3)
@@ -102,15 +102,15 @@ def test_swag_compares_softened_features():
 
 def test_judges_see_what_is_there_and_never_their_own(monkeypatch):
     monkeypatch.setattr(features, "load", tiny)
-    measure = ablate.judged(PHOTOGRAPH, PAINTING, PAINTING)
+    measure = measures.judged(CONTENT, STYLE, STYLE)
     by = lambda network: runner.Run("", {"network": network}, lambda: ())  # noqa: E731
-    same, other = measure(by("resnet50"), PHOTOGRAPH), measure(by("resnet50"), PAINTING)
+    same, other = measure(by("resnet50"), CONTENT), measure(by("resnet50"), STYLE)
     assert same["ssim"] == pytest.approx(1) and same["lpips"] == pytest.approx(0, abs=1e-6)
     assert other["reference_ssim"] == pytest.approx(1) and other["reference_mse"] == 0 < same["reference_mse"]
-    for judge in ablate.JUDGES:
+    for judge in measures.JUDGES:
         assert same[f"style_{judge}"] == pytest.approx(1, rel=1e-4) and same[f"content_{judge}"] == 0
         assert other[f"style_{judge}"] == pytest.approx(0, abs=1e-6) and other[f"content_{judge}"] > 0.05
-    own = {judge: measure(by(judge), PAINTING) for judge in ablate.JUDGES}
+    own = {judge: measure(by(judge), STYLE) for judge in measures.JUDGES}
     assert own["vgg16"] == other | dict.fromkeys(("content_vgg16", "style_vgg16", "lpips", "reference_lpips"))
     assert own["squeezenet11"] == other | dict.fromkeys(("content_squeezenet11", "style_squeezenet11"))
 
@@ -143,7 +143,7 @@ def test_one_network_alone_that_must_not_judge_itself(run):
 def test_weights_are_given_by_network():
     given = ablate.sources(("resnet50=a=b.pth", "vgg19=keras"))
     assert given == {"resnet50": "a=b.pth", "vgg19": "keras"}
-    sources = {name: ablate.source_of(variant, given) for name, variant in ablate.VARIANTS.items()}
+    sources = {name: variant.given(given).source for name, variant in ablate.VARIANTS.items()}
     assert sources["resnet50"] == "a=b.pth" and sources["resnet50-random"] == sources["vgg19-random"] == "random"
     assert sources["vgg19-average"] == "keras" and sources["vit_b16"] == "torchvision"
 
@@ -151,13 +151,13 @@ def test_weights_are_given_by_network():
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--weights", "resnet50"], "--weights resnet50: give NETWORK=SOURCE; networks are vgg19, vgg16"),
-        (["--weights", "alexnet=a.pth"], "--weights alexnet=a.pth: give NETWORK=SOURCE"),
+        (["--weights", "resnet50"], "--weights: resnet50: give NETWORK=SOURCE, of vgg19, vgg16"),
+        (["--weights", "alexnet=a.pth"], "--weights: alexnet=a.pth: give NETWORK=SOURCE"),
         (["--extractors", "resnet50", "--weights", "resnet50=torchvision"], "resnet50: cannot be downloaded"),
         (["--extractors", "vgg19", "resnet50", "--weights", "resnet50=a.pth"], "resnet50: cannot be downloaded"),
         (["--extractors", "resnet50", "vit_b16"], "--extractors: no weights of resnet50, vit_b16 can be had (https:"),
-        (["--strength", "0"], "--strength 0.0: give a number between 0 and 1"),
-        (["--temperature", "0"], "--temperature 0.0: give a number above 0"),
+        (["--strength", "0"], "--strength: 0.0: give a number between 0 and 1"),
+        (["--temperature", "0"], "--temperature: 0.0: give a number above 0"),
         (["--style", "none.jpg"], "none.jpg: no such file"),
     ],
 )

@@ -8,10 +8,9 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
-from commands import assert_refused, module
+from commands import PARAMS, assert_refused, module, smooth
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_ablate_losses import PARAMS, picture
 
 from nstjax import features, images
 
@@ -70,7 +69,7 @@ def test_pictures_shown(count, turn):
 def here(tmp_path_factory):
     folder = tmp_path_factory.mktemp("iterations")
     for i, name in enumerate(("a", "b", "painting", "another")):
-        images.save(folder / f"{name}.png", picture(i, (32, 40) if name != "b" else (40, 32)))
+        images.save(folder / f"{name}.png", smooth(i, (32, 40) if name != "b" else (40, 32)))
     return folder
 
 
@@ -115,7 +114,9 @@ def test_several_pairs_against_references(run, capsys):
         float(row["ssim"]) for row in rows[len(steps) - 1 :: len(steps)]
     ]
     card = (folder / "card.html").read_text()
-    assert "LPIPS to AdaIN over iterations" in card and "those that were given" in card and "uncalibrated" in card
+    assert (
+        "LPIPS to AdaIN against iterations" in card and "those given by --reference" in card and "uncalibrated" in card
+    )
     assert images.load(folder / "sheet.png").std() > 0.1
     capsys.readouterr()
     run(*given)
@@ -125,7 +126,6 @@ def test_several_pairs_against_references(run, capsys):
 def test_without_a_reference_adains_loss_is_minimised(run, here, capsys):
     given = ("--content", "HERE/a.png", "--style", "HERE/painting.png", "--steps", 8)
     folder = run(*given)
-    assert "the loss that AdaIN’s decoder is trained by" in (folder / "card.html").read_text()
     path = next((folder / "adain" / "runs").glob("*.json"))
     made, reference = json.loads(path.read_text()), images.load(path.with_suffix(".png"))
     assert made["curve"]["loss"][-1] < 0.5 * made["curve"]["loss"][0]
@@ -155,7 +155,7 @@ def test_one_painting_goes_with_all_photographs():
     [
         (
             ["--content", "HERE/a.png", "HERE/b.png", "--style", "HERE/a.png", "HERE/b.png", "HERE/a.png"],
-            "2 given for 3",
+            "--content: 2 given for 3",
         ),
         (["--content", "HERE/a.png", "HERE/a.png", "--style", "HERE/b.png"], "is given twice"),
         (["--reference", "HERE/a.png", "HERE/b.png"], "--reference: 2 given for 1 pairs"),
@@ -163,9 +163,9 @@ def test_one_painting_goes_with_all_photographs():
         (["--reference", "HERE/none.png"], "none.png: no such file"),
         (["--adain", "HERE/none.safetensors"], "none.safetensors: no such file"),
         (["--content", "HERE/none.png"], "none.png: no such file"),
-        (["--strength", "0"], "--strength 0.0: give a number between 0 and 1"),
-        (["--strength", "nan"], "--strength nan: give a number between 0 and 1"),
-        (["--size", "20"], "--size 20: at least 32 pixels are needed"),
+        (["--strength", "0"], "--strength: 0.0: give a number between 0 and 1"),
+        (["--strength", "nan"], "--strength: nan: give a number between 0 and 1"),
+        (["--size", "20"], "--size: 20: at least 32 pixels are needed"),
         (["--output", "HERE/a.png"], "is a file, not a folder"),
     ],
 )

@@ -12,23 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from commands import assert_refused, module
-from networks import narrow_vgg as narrow
-from PIL import Image
+from commands import PARAMS, assert_refused, module, smooth
 
-from nstjax import features, images, losses, metrics, nets, objectives, patches, styles
-from nstjax.studies import measures, runner
+from nstjax import features, images, nets, styles
+from nstjax.studies import measures, runner, terms
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
 
 ablate = module("ablate_losses")
-PARAMS = {name: features.prepare(narrow(name), winograd=False) for name in ("vgg19", "vgg16")}
-
-
-def picture(seed, shape=(32, 40)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC), np.float32) / 255
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +28,9 @@ def here(tmp_path_factory):
     """A folder of pictures, and of a tiny decoder for AdaIN."""
     folder = tmp_path_factory.mktemp("losses")
     for i, name in enumerate(("photo", "painting", "adain")):
-        images.save(folder / f"{name}.png", picture(i))
+        images.save(folder / f"{name}.png", smooth(i))
     decoder = nets.Decoder(channels=(6, 5, 4), level=1.0)
-    images.save(folder / "long.png", picture(0, (60, 320)))
+    images.save(folder / "long.png", smooth(0, (60, 320)))
     variables = decoder.init(jax.random.key(0), np.zeros((1, 4, 5, 7), np.float32))
     styles.save(folder / "adain.safetensors", variables, {"net": "adain"})
     net = nets.TransformNet(width=4, blocks=1)
@@ -75,18 +67,18 @@ def table(folder):
     return {row["run"]: {name: float(row[name]) for name in (*measures.FIGURES, "left")} for row in rows}
 
 
-def test_every_loss_of_every_group_paints_a_picture(whole):
+def test_every_loss_of_every_group_paints_an_image(whole):
     figures = table(whole)
     names = [name for group in ablate.GROUPS.values() for name in group]
     augustins = [f"40 px, alpha {alpha:g}" for alpha in (5e-6, 5e-2, 1e-2, 1e-3)]
     assert list(figures) and set(figures) == {ablate.BASELINE, *names, *augustins}
     assert all(np.isfinite(list(row.values())).all() for row in figures.values())
-    # All of them leave the photograph for a smaller loss.
+    # All of them leave the content image for a smaller loss.
     assert {name for name, row in figures.items() if not (row["left"] < 1 and row["mse"] > 1e-5)} == set()
     assert all(figures[name]["style_distance"] < 1 for name in (ablate.BASELINE, *ablate.GROUPS["distances"]))
     card = (whole / "card.html").read_text()
     assert card.count("<img src=") == 4 + len(names) + 4
-    assert "uncalibrated" in card and all(heading in card for heading in ablate.HEADINGS.values())
+    assert "uncalibrated" in card and all(heading in card for heading in ablate.HEADING.values())
     assert images.load(whole / "sheet.png").std() > 0.1
 
 
@@ -102,12 +94,12 @@ def test_weights_do_what_they_are_for(whole):
 
 
 def test_a_first_loss_is_its_weight(whole):
-    """Style is measured in what the photograph has of it, of which none is changed yet; content has no loss there."""
+    """Style is measured in the content image's own loss, with which a run begins; content has no loss there."""
     for run in json.loads((whole / "results.json").read_text())["runs"]:
         weights = run["configuration"]["losses"]
         first = json.loads((whole / run["files"].replace("*", "json")).read_text())["curve"]
         for name, weight in weights.items():
-            if name in ablate.CHANGE:
+            if terms.TERMS[name].kind == "change":
                 assert first[name][0] == pytest.approx(weight, rel=1e-3)
             elif name not in ("gatys_style", "content_charbonnier"):
                 assert first[name][0] == pytest.approx(0, abs=1e-5)
@@ -148,63 +140,6 @@ def test_runs_that_differ_in_numbers_alone_share_a_program(run, here, monkeypatc
     assert "wasserstein" not in caught[0].runs[0].prepare()[1]["weights"]
 
 
-def scene(terms):
-    photograph, painting, other = (jnp.asarray(picture(i)) for i in range(3))
-    return photograph, painting, ablate.targets(set(terms), PARAMS, photograph, painting, other, None)
-
-
-def test_units_are_the_photograph_and_a_blank():
-    photograph, _, targets = scene(ablate.TERMS)
-    objective = objectives.combined(measures.networks, ablate.TERMS)
-    unit = jax.jit(partial(ablate.units, objective))(PARAMS, photograph, targets)
-    assert set(unit) == set(ablate.TERMS) and all(x > 0 for x in unit.values())
-    data = {"params": PARAMS, "targets": targets, "weights": {name: 1 / x for name, x in unit.items()}}
-    blank = jnp.broadcast_to(photograph.mean((0, 1)), photograph.shape)
-    evaluate = jax.jit(objective)
-    for image, names in ((photograph, ablate.CHANGE), (blank, ablate.KEEP)):
-        terms = evaluate(image, data)[1]
-        for name in names:
-            assert float(terms[name]) == pytest.approx(1, rel=1e-3)
-    assert unit["gatys_style"] == unit["gatys_content"] == 1
-
-
-def test_augustins_loss_is_that_of_gatys():
-    photograph, painting, targets = scene(ablate.GATYS)
-    image = jnp.asarray(picture(5))
-    x, content, style = (measures.networks(PARAMS, each)["vgg19"] for each in (image, photograph, painting))
-    difference = np.asarray(x["relu4_2"] - content["relu4_2"], np.float64)
-    expected = 0.0
-    for name, weight in zip(measures.STYLE_LAYERS, (0.2, 0.2, 0.4, 0.2, 0.0), strict=True):
-        f, a = (np.asarray(each[name], np.float64).reshape(-1, each[name].shape[2]) for each in (x, style))
-        m, n = f.shape
-        expected += weight * ((f.T @ f - a.T @ a) ** 2).sum() / (4 * n**2 * m**2)
-    terms = {"vgg19": x}
-    assert float(ablate.TERMS["gatys_content"](terms, image, targets["gatys_content"])) == pytest.approx(
-        0.5 * (difference**2).sum(), rel=1e-4
-    )
-    assert float(ablate.TERMS["gatys_style"](terms, image, targets["gatys_style"])) == pytest.approx(expected, rel=1e-3)
-
-
-def test_cells_ask_for_the_whole_painting_and_composition_for_its_places():
-    _, painting, targets = scene(("cells", "composition"))
-    x = measures.networks(PARAMS, painting)["vgg19"]["relu1_1"]
-    whole = losses.gram(x)
-    assert np.ptp(np.asarray(targets["cells"]["of"]["relu1_1"]), axis=0).max() == 0
-    np.testing.assert_allclose(targets["cells"]["of"]["relu1_1"][3], whole, rtol=1e-4)
-    own = patches.patchwise(x, statistic=losses.gram)
-    np.testing.assert_allclose(targets["composition"]["of"]["relu1_1"], own, rtol=1e-5)
-
-
-def test_figures_of_the_photograph_and_of_another_picture():
-    photograph, painting = picture(0), picture(1)
-    at = {name: float(x) for name, x in measures.figures(PARAMS, photograph, photograph, painting).items()}
-    same = {"content_distance": 0, "style_distance": 1, "moments_distance": 1, "mse": 0, "ssim": 1, "lpips": 0}
-    assert at == pytest.approx(same | {"roughness": 1}, abs=1e-5)
-    other = {name: float(x) for name, x in measures.figures(PARAMS, painting, photograph, painting).items()}
-    assert other["style_distance"] == other["moments_distance"] == 0 and other["content_distance"] > 0.5
-    assert other["mse"] == pytest.approx(float(metrics.mse(photograph, painting)))
-
-
 def result(name, group, weights, content, style, size=256, **more):
     figures = {"content_distance": content, "style_distance": style, "moments_distance": 2 * style, "ssim": 0.5}
     figures |= {"reference_mse": 0.1, "reference_ssim": 0.5, "reference_lpips": 1, "evaluations": 9} | more
@@ -212,8 +147,8 @@ def result(name, group, weights, content, style, size=256, **more):
     return runner.Result(name, configuration, figures, [], {}, 1.0, 1.0, {}, Path("x.png"))
 
 
-BASE = result("base", "distances", {"content": 1.0}, 0.4, 0.01)
 SWEEP = [
+    result("base", "distances", {"content": 1.0}, 0.4, 0.01),
     result("α 0.1", "alpha", {"content": 0.1}, 0.8, 0.001),
     result("α 10", "alpha", {"content": 10.0}, 0.2, 0.1),
 ]
@@ -221,18 +156,17 @@ SWEEP = [
 
 def test_against_the_sweep():
     """On the sweep it is 1, twice above it 2; between its points by logarithms; beyond it nothing is known."""
-    for point in (BASE, *SWEEP):
-        assert ablate.against(BASE, SWEEP, point, "style_distance") == pytest.approx(1)
+    for point in SWEEP:
+        assert ablate.against(SWEEP, point, "style_distance") == pytest.approx(1)
     between = result("x", "tv", {}, (0.4 * 0.8) ** 0.5, 2 * (0.01 * 0.001) ** 0.5)
-    assert ablate.against(BASE, SWEEP, between, "style_distance") == pytest.approx(2)
+    assert ablate.against(SWEEP, between, "style_distance") == pytest.approx(2)
     for content in (0.19, 0.81):
-        assert ablate.against(BASE, SWEEP, result("x", "tv", {}, content, 0.1), "style_distance") is None
-    assert ablate.swept(BASE, SWEEP) == [(0.1, (0.8, 0.001)), (1.0, (0.4, 0.01)), (10.0, (0.2, 0.1))]
+        assert ablate.against(SWEEP, result("x", "tv", {}, content, 0.1), "style_distance") is None
 
 
 def test_losses_are_ranked_by_style_at_equal_content():
     some = [("other", 0.4, 0.02), ("far", 0.1, 0.3), ("half", 0.4, 0.005)]
-    ranks = ablate.ranked(BASE, SWEEP, [result(name, "tv", {}, *distances) for name, *distances in some])
+    ranks = ablate.ranked(SWEEP, [result(name, "tv", {}, *distances) for name, *distances in some])
     assert [row["run"] for row in ranks] == ["half", "other", "far"]
     assert [row["moments_distance"] for row in ranks] == [pytest.approx(0.5), pytest.approx(2), None]
 
@@ -252,9 +186,9 @@ def test_losses_are_ranked_by_style_at_equal_content():
         (["--style", "{here}/long.png", "--size", "256"], "long.png: 320x60 px becomes 128x24 px"),
         (["--weights", "{here}/none.h5"], "none.h5: cannot be read"),
         (["--seed", "-1"], "--seed: -1: give a number of 0 or more"),
-        (["--seed", "1"], "--seed 1: would change nothing"),
-        (["--size", "0"], "--size 0: give a number above 0"),
-        (["--steps", "-3"], "--steps -3: give a number above 0"),
+        (["--seed", "1"], "--seed: would change nothing"),
+        (["--size", "0"], "--size: 0: give a number above 0"),
+        (["--steps", "-3"], "--steps: -3: give a number above 0"),
         (["--output", "{here}/photo.png"], "is a file, not a folder"),
     ],
 )

@@ -41,8 +41,9 @@ def descent(solver, image, data, steps=8):
 @pytest.mark.parametrize("optimizer", ablate.OPTIMIZERS)
 def test_a_rate_in_the_data_is_a_rate_in_the_program(optimizer):
     rate = ablate.OPTIMIZERS[optimizer].rate
-    sweep = ablate.at_rate(partial(ablate.solver_of, optimizer, objective, 8))
-    fixed = [descent(ablate.solver_of(optimizer, objective, 8, rate * f), *toy()) for f in (0.5, 1)]
+    sweep = ablate.at_rate(optimizer, objective, 8)
+    solver = partial(ablate.OPTIMIZERS[optimizer].solver, objective, steps=8)
+    fixed = [descent(solver(rate=rate * f), *toy()) for f in (0.5, 1)]
     for factor, expected in zip((0.5, 1), fixed, strict=True):
         np.testing.assert_allclose(descent(sweep, *toy(rate * factor)), expected, rtol=1e-4)
         assert expected[-1] < expected[0]
@@ -79,23 +80,23 @@ def test_the_sweep_picks_the_rate_that_ends_lowest():
         result("adam", [9.0, None, None], factor=2, failures=[0, 1, 2]),
         result("gd", [9.0, 8.0, 0.1], failures=[0, 0, 1]),
     ]
-    best = ablate.best_of(sweep)
-    assert {o: r.configuration["factor"] for o, r in best.items()} == {"adam": 1, "gd": 1}
-    assert best["gd"].figures["loss"] == 8.0 and best["gd"].figures["rejected"] == 1
+    best = {name: min(some, key=ablate.end) for name, some in ablate.sweeps_of(sweep).items()}
+    assert {name: r.configuration["factor"] for name, r in best.items()} == {"Adam": 1, "gradient descent": 1}
+    assert best["gradient descent"].figures["loss"] == 8.0 and best["gradient descent"].figures["rejected"] == 1
     assert ablate.end(result("gd", [None], failures=[1])) == np.inf
 
 
 def test_who_reaches_whose_loss_in_what_part():
     fast, slow = result("lbfgs", [8.0, 4.0, 2.0, 1.0], pace=0.3), result("gd", [8.0, 6.0, 5.0, 4.0])
     assert fast.figures["pace"] == pytest.approx(0.3) and slow.figures["pace"] == pytest.approx(0.1)
-    assert ablate.reached(fast, 4.0) == 2 and ablate.share(fast, slow) == 2 / 4
+    assert ablate.share(fast, slow) == 2 / 4
     assert ablate.share(fast, slow, "seconds") == pytest.approx(0.3 / 0.3)
     assert ablate.share(slow, fast) is None and ablate.share(fast, fast) == 1
     jumped = result("gd", [8.0, 0.5, 6.0, 5.0], failures=[0, 1, 0, 0])
-    assert ablate.reached(jumped, 5.5) == 4  # a rejected step reaches nothing
+    assert ablate.share(jumped, result("gd", [8.0, 5.5])) == 4 / 2  # a rejected step reaches nothing
 
 
-def test_pictures_of_equal_seconds():
+def test_images_of_equal_seconds():
     run = result("adam", [5.0, 4.0, 3.0, 2.0, 1.0], pace=0.1)  # kept: 0, 2, 4, and 5 is the last
     assert [ablate.kept_until(run, seconds) for seconds in (0, 0.05, 0.1, 0.29, 0.3, 0.39, 0.4, 9)] == [
         *(0, 0, 2, 2, 4, 4, 5, 5)
@@ -141,10 +142,10 @@ def test_the_study_from_end_to_end(run, capsys):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["--strength", "1"], "--strength 1.0: give a number between 0 and 1"),
-        (["--factors", "1", "-2"], "--factors -2.0: give numbers above 0"),
-        (["--factors", "inf"], "--factors inf: give numbers above 0"),
-        (["--steps", "0"], "--steps 0: give a number above 0"),
+        (["--strength", "1"], "--strength: 1.0: give a number between 0 and 1"),
+        (["--factors", "1", "-2"], "--factors: -2.0: give a number above 0"),
+        (["--factors", "inf"], "--factors: inf: give a number above 0"),
+        (["--steps", "0"], "--steps: 0: give a number above 0"),
         (["--content", "none.jpg"], "none.jpg: no such file"),
     ],
 )

@@ -34,18 +34,18 @@ ROWS = [
 ]
 
 
-def picture(seed=0, shape=(40, 60)):
+def image(seed=0, shape=(40, 60)):
     return np.random.default_rng(seed).random((*shape, 3), np.float32)
 
 
 def example():
-    several = [cards.Picture(picture(i), f"relu{i}_1", "SSIM 0.50") for i in range(4)]
+    several = [cards.Thumbnail(image(i), f"relu{i}_1", "SSIM 0.50") for i in range(4)]
     line = {"gd": [(i, 10.0**-i) for i in range(1, 9)], HOSTILE: [(i, 1.0 / i) for i in range(1, 50)]}
     labels = {i: f"relu{i}_1" for i in range(1, 9)}
     return cards.page(
         "A study of " + HOSTILE,
         cards.section("What it says", "A paragraph " + HOSTILE, LONG),
-        cards.pictures([("L-BFGS", several), (HOSTILE, several[:1])], caption=HOSTILE),
+        cards.gallery([("L-BFGS", several), (HOSTILE, several[:1])], caption=HOSTILE),
         cards.beside(
             cards.curves(line, x="evaluations", y="loss", log="y", caption="Falls.", marks=[(3, 1e-3, "the knee")]),
             cards.curves({"gd": line["gd"]}, x="layer", y=LONG[:60], ticks=labels, caption="Slanted."),
@@ -107,7 +107,7 @@ def test_any_text_comes_back_as_it_was(text):
     assert len(page.all("script")) == 1
 
 
-def test_pictures_tell_what_they_show_and_the_page_its_language():
+def test_images_tell_what_they_show_and_the_page_its_language():
     page = Parsed(example())
     shown = [attributes for attributes in page.all("img") if "src" in attributes]
     assert shown[0]["alt"] == "L-BFGS, relu0_1, SSIM 0.50" and all(attributes["alt"] for attributes in shown)
@@ -170,22 +170,22 @@ def test_numbers_are_written_to_be_read(value, text):
     assert cards.number(value) == text
 
 
-def test_colours_can_be_read_in_light_and_in_dark():
+def test_colors_can_be_read_in_light_and_in_dark():
     style = (Path(cards.__file__).parent / "card.css").read_text()
     light = dict(re.findall(r"--(\w+): (#\w{6})", style[: style.index("@media")]))
     dark = light | dict(re.findall(r"--(\w+): (#\w{6})", style[style.index("@media") : style.index("*, ::before")]))
     assert light["paper"] != dark["paper"]
 
-    def luminance(colour):
-        r, g, b = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    def luminance(color):
+        r, g, b = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
         r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (r, g, b))
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    least_of = {"ink": 10, "soft": 4.5, "accent": 4.5} | {f"s{i}": 3 for i in range(cards.COLOURS)}
-    for colours in (light, dark):
+    least_of = {"ink": 10, "soft": 4.5, "accent": 4.5} | {f"s{i}": 3 for i in range(cards.COLORS)}
+    for colors in (light, dark):
         for name, least in least_of.items():
-            a, b = sorted((luminance(colours["paper"]), luminance(colours[name])))
-            assert (b + 0.05) / (a + 0.05) >= least, (name, colours[name])
+            a, b = sorted((luminance(colors["paper"]), luminance(colors[name])))
+            assert (b + 0.05) / (a + 0.05) >= least, (name, colors[name])
 
 
 PROBE = """
@@ -195,10 +195,10 @@ addEventListener("load", () => {
   const seen = {
     width: innerWidth,
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
-    pictures: [...document.querySelectorAll("img[src]")].map(i => [i.naturalWidth, i.naturalHeight, i.width]),
+    images: [...document.querySelectorAll("img[src]")].map(i => [i.naturalWidth, i.naturalHeight, i.width]),
     hacked: typeof window.hacked, resources: performance.getEntriesByType("resource").map(entry => entry.name),
     scrolls: [...document.querySelectorAll(".scroll")].map(e => e.tabIndex),
-    columns: getComputedStyle(document.querySelector(".pictures ul")).gridTemplateColumns.split(" ").length,
+    columns: getComputedStyle(document.querySelector(".gallery ul")).gridTemplateColumns.split(" ").length,
     orders: [],
   };
   const table = document.querySelector("table"), headings = [...table.tHead.rows[0].cells];
@@ -242,10 +242,10 @@ def seen(tmp_path_factory):
 
 @pytest.mark.parametrize("width", [360, 1280])
 class TestInABrowser:
-    def test_pictures_load(self, seen, width):
-        pictures = seen[width]["pictures"]
-        assert len(pictures) == 5
-        assert all((w, h) == (60, 40) and shown >= 60 for w, h, shown in pictures)
+    def test_images_load(self, seen, width):
+        shown_images = seen[width]["images"]
+        assert len(shown_images) == 5
+        assert all((w, h) == (60, 40) and shown >= 60 for w, h, shown in shown_images)
 
     def test_nothing_overflows(self, seen, width):
         assert seen[width]["overflow"] <= 0
@@ -270,7 +270,7 @@ class TestInABrowser:
         assert all(focused for _, _, focused in seen[width]["orders"])
         assert seen[width]["scrolls"] == [0]
 
-    def test_a_click_shows_a_picture_large(self, seen, width):
+    def test_a_click_shows_an_image_large(self, seen, width):
         assert seen[width]["dialog"] == [True, "L-BFGS, relu2_1, SSIM 0.50", "data:image/"]
         assert seen[width]["closed"]
 
@@ -281,11 +281,11 @@ class TestInABrowser:
 
 
 def test_lines_can_be_told_apart():
-    """By their colours, and where these come again, by their dashes."""
-    strokes = [cards._stroke(i) for i in range(4 * cards.COLOURS)]
+    """By their colors, and where these come again, by their dashes."""
+    strokes = [cards._stroke(i) for i in range(4 * cards.COLORS)]
     assert len({(stroke["stroke"], stroke["stroke_dasharray"]) for stroke in strokes}) == len(strokes)
 
 
 def test_noise_is_shown_too():
     noise = np.random.default_rng(0).integers(0, 2, (256, 256, 3)).astype(np.float32)
-    assert "data:image/jpeg" in cards.pictures([("", [cards.Picture(noise, "noise")])], caption="c")
+    assert "data:image/jpeg" in cards.gallery([("", [cards.Thumbnail(noise, "noise")])], caption="c")

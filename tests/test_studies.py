@@ -1,4 +1,4 @@
-"""The grid of a study's runs, what it leaves behind, and experiments/reconstruct.py from end to end at tiny size."""
+"""The runs of a study, what it leaves behind, and inputs that no study overwrites."""
 
 import csv
 import errno
@@ -16,18 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from commands import assert_refused, module
+from commands import assert_refused
 
-from nstjax import features, images, metrics, solvers
+from nstjax import images, metrics, solvers
 from nstjax.errors import InputError
-from nstjax.studies import cards, runner
+from nstjax.studies import cards, report, runner
+from nstjax.studies.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 SHAPE = (32, 40, 3)
 TARGETS = {f"target {i}": np.random.default_rng(i).random(SHAPE, np.float32) for i in range(5)}
-
-
-reconstruct = module("reconstruct")
 
 
 def objective(image, data):
@@ -47,20 +45,20 @@ def program(names=TARGETS, *, steps=6, weight=1.0, prepared=None, **more):
         return np.full(SHAPE, 0.5, np.float32), {"params": None, "target": TARGETS[name], "weight": jnp.float32(weight)}
 
     runs = [runner.Run(name, {"weight": weight, "seed": 3}, lambda name=name: prepare(name)) for name in names]
-    return runner.Program(ADAM, steps, runs, **more)
+    return runner.Program(ADAM, steps, SHAPE[:2], runs, **more)
 
 
-def measure(run, picture):
-    return {"mse": float(metrics.mse(picture, TARGETS[run.name]))}
+def measure(run, image):
+    return {"mse": float(metrics.mse(image, TARGETS[run.name]))}
 
 
 @pytest.fixture
-def flags(tmp_path):
-    return runner.Flags(output=tmp_path / "study")
+def settings(tmp_path):
+    return Settings(output=tmp_path / "study")
 
 
-def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
-    results = runner.run(flags, [program()], measure=measure)
+def test_runs_come_back_in_order_with_image_figures_and_curve(settings):
+    results = runner.run(settings, [program()], measure=measure)
     assert [result.name for result in results] == list(TARGETS)
     for result in results:
         assert result.curve["evaluations"] == list(range(1, 7))
@@ -68,46 +66,48 @@ def test_runs_come_back_in_order_with_picture_figures_and_curve(flags):
         assert result.figures["loss"] == result.curve["loss"][-1] == result.figures["near"]
         assert result.left == result.curve["loss"][-1] / result.curve["loss"][0] < 0.8
         # Measured on what is saved.
-        assert result.figures["mse"] == float(metrics.mse(result.picture(), TARGETS[result.name]))
+        assert result.figures["mse"] == float(metrics.mse(result.image(), TARGETS[result.name]))
         assert result.line("near")[2] == (3, result.curve["near"][2])
         assert result.line("loss", "seconds")[5] == (result.curve["seconds"][5], result.figures["loss"])
         assert result.seconds > 0 and result.peak_memory > 1e6
 
 
-def test_together_is_as_alone(flags):
-    together = runner.run(flags, [program()], measure=measure)
+def test_together_is_as_alone(settings):
+    together = runner.run(settings, [program()], measure=measure)
     for result in together:
-        alone = runner.run(flags._replace(output=flags.output / "alone"), [program([result.name])], measure=measure)
+        alone = runner.run(
+            settings._replace(output=settings.output / "alone"), [program([result.name])], measure=measure
+        )
         np.testing.assert_allclose(alone[0].curve["loss"], result.curve["loss"], rtol=1e-4)
-        np.testing.assert_allclose(alone[0].picture(), result.picture(), atol=1.01 / 255)
+        np.testing.assert_allclose(alone[0].image(), result.image(), atol=1.01 / 255)
 
 
-def test_what_is_done_is_skipped_and_what_changed_is_run_again(flags, capsys):
-    first = runner.run(flags, [program()], measure=measure)
+def test_what_is_done_is_skipped_and_what_changed_is_run_again(settings, capsys):
+    first = runner.run(settings, [program()], measure=measure)
     prepared: set[str] = set()
-    again = runner.run(flags, [program(prepared=prepared)], measure=measure)
+    again = runner.run(settings, [program(prepared=prepared)], measure=measure)
     assert not prepared and again == first
     assert "5 of 5 runs are done already" in capsys.readouterr().out
 
     names = list(TARGETS)
     programs = [program(names[:4], prepared=prepared), program(names[4:], weight=2.0, prepared=prepared)]
-    changed = runner.run(flags, programs, measure=measure)
+    changed = runner.run(settings, programs, measure=measure)
     assert prepared == {"target 4"} and changed[:4] == first[:4]
     assert changed[4].configuration["weight"] == 2.0 and changed[4].figures["loss"] != first[4].figures["loss"]
     prepared.clear()
-    runner.run(flags, [program(steps=7, prepared=prepared)], measure=measure)
+    runner.run(settings, [program(steps=7, prepared=prepared)], measure=measure)
     assert prepared == set(names)
 
 
-@pytest.mark.parametrize("damage", ["no picture", "half a picture", "half a table", "no table", "another table"])
-def test_what_is_damaged_is_run_again(flags, damage):
-    results = runner.run(flags, [program()], measure=measure)
-    picture, table = results[1].path, results[1].path.with_suffix(".json")
-    assert picture == flags.output / "runs" / "target-1.png"
-    if damage == "no picture":
-        picture.unlink()
-    elif damage == "half a picture":
-        picture.write_bytes(picture.read_bytes()[:500])
+@pytest.mark.parametrize("damage", ["no image", "half an image", "half a table", "no table", "another table"])
+def test_what_is_damaged_is_run_again(settings, damage):
+    results = runner.run(settings, [program()], measure=measure)
+    image, table = results[1].path, results[1].path.with_suffix(".json")
+    assert image == settings.output / "runs" / "target-1.png"
+    if damage == "no image":
+        image.unlink()
+    elif damage == "half an image":
+        image.write_bytes(image.read_bytes()[:500])
     elif damage == "half a table":
         table.write_text(table.read_text()[:100])
     elif damage == "no table":
@@ -115,30 +115,30 @@ def test_what_is_damaged_is_run_again(flags, damage):
     else:
         table.write_text("[1, 2]")
     prepared: set[str] = set()
-    again = runner.run(flags, [program(prepared=prepared)], measure=measure)
+    again = runner.run(settings, [program(prepared=prepared)], measure=measure)
     assert prepared == {"target 1"}
     assert again[0] == results[0] and again[1].figures == pytest.approx(results[1].figures, rel=1e-4)
 
 
-def test_chosen_steps_are_kept_and_measured(flags):
+def test_chosen_steps_are_kept_and_measured(settings):
     chosen = program(["target 0"], keep=(0, 2, 4, 6, 99))
-    result = runner.run(flags, [chosen], measure=measure)[0]
+    result = runner.run(settings, [chosen], measure=measure)[0]
     assert [moment["step"] for moment in result.moments] == [0, 2, 4]
     errors = [moment["mse"] for moment in result.moments] + [result.figures["mse"]]
     assert errors == sorted(errors, reverse=True)
-    assert errors[1] == float(metrics.mse(result.picture(2), TARGETS["target 0"]))
-    assert runner.run(flags, [chosen], measure=measure) == [result]
+    assert errors[1] == float(metrics.mse(result.image(2), TARGETS["target 0"]))
+    assert runner.run(settings, [chosen], measure=measure) == [result]
     runner._moment(result.path, 2).unlink()
     prepared: set[str] = set()
-    runner.run(flags, [program(["target 0"], keep=(0, 2, 4, 6, 99), prepared=prepared)], measure=measure)
+    runner.run(settings, [program(["target 0"], keep=(0, 2, 4, 6, 99), prepared=prepared)], measure=measure)
     assert prepared == {"target 0"}
 
 
-def test_a_run_that_diverges_is_a_result(flags):
-    result = runner.run(flags, [program(["target 0"], weight=np.nan, steps=30)], measure=measure)[0]
+def test_a_run_that_diverges_is_a_result(settings):
+    result = runner.run(settings, [program(["target 0"], weight=np.nan, steps=30)], measure=measure)[0]
     assert result.figures["loss"] is None and result.left is None
     assert json.loads(result.path.with_suffix(".json").read_text())["curve"]["loss"] == [None] * 9
-    np.testing.assert_allclose(result.picture(), 0.5, atol=1 / 255)
+    np.testing.assert_allclose(result.image(), 0.5, atol=1 / 255)
 
 
 def test_a_rejected_step_does_not_count():
@@ -148,34 +148,36 @@ def test_a_rejected_step_does_not_count():
     assert taken.line("loss") == [(1, 3.0), (2, 2.0)] and taken.left == pytest.approx(2 / 3)
 
 
-def test_names_may_be_anything_but_the_same(flags):
+def test_names_may_be_anything_but_the_same(settings):
     names = ["../../etc", "a/b", "a?b", "ä" * 300, ".", "<b>", "caf\udce9"]
     runs = [runner.Run(name, {}, program(["target 0"]).runs[0].prepare) for name in names]
-    results = runner.run(flags, [runner.Program(ADAM, 1, runs)])
-    assert {result.path.parent for result in results} == {flags.output / "runs"}
+    results = runner.run(settings, [runner.Program(ADAM, 1, SHAPE[:2], runs)])
+    assert {result.path.parent for result in results} == {settings.output / "runs"}
     assert len({result.path for result in results}) == len(names)
     with pytest.raises(ValueError, match="same name"):
-        runner.run(flags, [runner.Program(ADAM, 1, runs[:1] * 2)])
+        runner.run(settings, [runner.Program(ADAM, 1, SHAPE[:2], runs[:1] * 2)])
 
 
-def written(flags, results, **more):
-    given = {"title": "A <study>", "lead": "", "reading": "Lower is better.", "sheet": np.ones((20, 20, 3), np.float32)}
-    given["blocks"] = [cards.pictures([("row", [cards.Picture(r.picture(), r.name) for r in results])], caption="c")]
-    runner.write(flags, results, **given | {"table": {"run": "Run", "loss": "Loss"}} | more)
+def written(settings, results, title="A <study>"):
+    thumbnails = [cards.Thumbnail(r.image(), r.name) for r in results]
+    text, blocks = report.Text(title, "", "Lower is better."), [cards.gallery([("row", thumbnails)], caption="c")]
+    sheet = report.sheet([("row", thumbnails)], cell=80)
+    report.write(settings, results, text, blocks=blocks, sheet=sheet, table={"run": "Run", "loss": "Loss"})
 
 
-def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
-    results = runner.run(flags, [program()], measure=measure)
-    written(flags, results)
-    table = list(csv.DictReader((flags.output / "results.csv").read_text().splitlines()))
+def test_a_study_leaves_a_card_tables_and_a_sheet(settings):
+    results = runner.run(settings, [program()], measure=measure)
+    written(settings, results)
+    table = list(csv.DictReader((settings.output / "results.csv").read_text().splitlines()))
     assert [row["run"] for row in table] == list(TARGETS)
     assert [float(row["mse"]) for row in table] == [result.figures["mse"] for result in results]
-    whole = json.loads((flags.output / "results.json").read_text())
+    whole = json.loads((settings.output / "results.json").read_text())
     assert whole["evaluations"] == 5 * 6 and whole["seeds"] == "3"
     assert whole["seconds"] == sum(result.seconds for result in results)
     assert "jaxopt" in whole["versions"] and "cores" in whole["hardware"] and whole["peak_memory"] > 1e6
-    assert images.load(flags.output / "sheet.png").shape == (20, 20, 3)
-    card = (flags.output / "card.html").read_text()
+    sheet = images.load(settings.output / "sheet.png")
+    assert sheet.shape[1] > 5 * 80 and sheet.std() > 0.1  # enlarged, in a row
+    card = (settings.output / "card.html").read_text()
     assert "A &lt;study&gt;" in card and card.count("<img src=") == 5
     for told in (
         "Lower is better.",
@@ -190,139 +192,96 @@ def test_a_study_leaves_a_card_tables_and_a_sheet(flags):
         assert told in card
 
 
-def test_names_of_files_that_are_no_unicode_can_be_told(flags, monkeypatch):
+def test_names_of_files_that_are_no_unicode_can_be_told(settings, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments/study.py", "--content", "caf\udce9.jpg"])
-    written(flags, runner.run(flags, [program()], measure=measure))
-    assert "--content 'caf\ufffd.jpg'" in json.loads((flags.output / "results.json").read_text())["command"]
+    written(settings, runner.run(settings, [program()], measure=measure))
+    assert "--content 'caf\ufffd.jpg'" in json.loads((settings.output / "results.json").read_text())["command"]
 
 
-def test_where_nothing_is_random_there_is_no_seed(flags):
-    results = [each._replace(configuration={}) for each in runner.run(flags, [program()], measure=measure)]
-    written(flags, results)
-    assert json.loads((flags.output / "results.json").read_text())["seeds"].startswith("none")
+def test_where_nothing_is_random_there_is_no_seed(settings):
+    results = [each._replace(configuration={}) for each in runner.run(settings, [program()], measure=measure)]
+    written(settings, results)
+    assert json.loads((settings.output / "results.json").read_text())["seeds"].startswith("none")
 
 
-def test_a_full_disk_is_told_and_the_old_card_stays(flags, monkeypatch):
-    results = runner.run(flags, [program()], measure=measure)
-    written(flags, results)
-    before = (flags.output / "card.html").read_bytes()
+def test_a_full_disk_is_told_and_the_old_card_stays(settings, monkeypatch):
+    results = runner.run(settings, [program()], measure=measure)
+    written(settings, results)
+    before = (settings.output / "card.html").read_bytes()
 
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match="No space left on device.*free some space") as error:
-        written(flags, results, title="Another")
+        written(settings, results, title="Another")
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="free some space"):
-        runner.run(flags, [program(steps=2)], measure=measure)
+        runner.run(settings, [program(steps=2)], measure=measure)
     monkeypatch.undo()
-    assert (flags.output / "card.html").read_bytes() == before
-    assert not [path for path in flags.output.rglob("*") if path.suffix == ".tmp"]
+    assert (settings.output / "card.html").read_bytes() == before
+    assert not [path for path in settings.output.rglob("*") if path.suffix == ".tmp"]
 
 
 STUDY = """
 import sys, time
 sys.path[:0] = [{tests!r}]
 import test_studies as t
-def slowly(run, picture):
+def slowly(run, image):
     print(run.name, flush=True)
     time.sleep({pause})
-    return t.measure(run, picture)
-t.runner.run(t.runner.Flags(output=t.Path({folder!r})), [t.program([name]) for name in t.TARGETS], measure=slowly)
+    return t.measure(run, image)
+t.runner.run(t.Settings(output=t.Path({folder!r})), [t.program([name]) for name in t.TARGETS], measure=slowly)
 print("finished")
 """
 
 
-def start(flags, pause):
-    code = STUDY.format(tests=str(ROOT / "tests"), folder=str(flags.output), pause=pause)
+def start(settings, pause):
+    code = STUDY.format(tests=str(ROOT / "tests"), folder=str(settings.output), pause=pause)
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
 
 
-def test_a_killed_study_goes_on_where_it_was(flags):
-    process = start(flags, pause=1.0)
-    while not list(flags.output.glob("runs/*.json")):
+def test_a_killed_study_goes_on_where_it_was(settings):
+    process = start(settings, pause=1.0)
+    while not list(settings.output.glob("runs/*.json")):
         time.sleep(0.02)
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    done = {path.stem for path in flags.output.glob("runs/*.json")}
+    done = {path.stem for path in settings.output.glob("runs/*.json")}
     assert 1 <= len(done) < 5
     prepared: set[str] = set()
-    results = runner.run(flags, [program([name], prepared=prepared) for name in TARGETS], measure=measure)
+    results = runner.run(settings, [program([name], prepared=prepared) for name in TARGETS], measure=measure)
     assert {name.replace(" ", "-") for name in prepared} == {name.replace(" ", "-") for name in TARGETS} - done
-    fresh = flags._replace(output=flags.output / "fresh")
+    fresh = settings._replace(output=settings.output / "fresh")
     whole = runner.run(fresh, [program([name]) for name in TARGETS], measure=measure)
     assert [result.figures for result in whole] == [result.figures for result in results]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(flags, number, status):
-    process = start(flags, pause=0.5)
+def test_a_signal_keeps_what_is_done_and_says_how_to_go_on(settings, number, status):
+    process = start(settings, pause=0.5)
     assert process.stdout.readline() == "target 0\n"
     process.send_signal(number)
     out, error = process.communicate(timeout=60)
-    done = len(list(flags.output.glob("runs/*.json")))
+    done = len(list(settings.output.glob("runs/*.json")))
     assert process.returncode == status and "finished" not in out
-    assert f"{done} of 5 runs are done and kept in {flags.output}; the same command goes on from there" in error
+    assert f"{done} of 5 runs are done and kept in {settings.output}; the same command goes on from there" in error
     assert "Traceback" not in error and done >= 1
 
 
-# --- reconstruct.py
-
-
-@pytest.fixture(scope="module")
-def narrow():
-    """Params of a random VGG-19 with few channels."""
-    rng = np.random.default_rng(0)
-    before, tree = 3, {"mean": np.full(3, 0.45, np.float32)}
-    for name in features.vgg.shapes("vgg19"):
-        channels = 4 + features.vgg.place(name).block
-        kernel = rng.normal(0, (2 / 9 / before) ** 0.5, (3, 3, before, channels)).astype(np.float32)
-        tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
-        before = channels
-    return features.prepare(tree, winograd=False)
-
-
-@pytest.fixture
-def run(narrow, tmp_path, monkeypatch):
-    """Runs reconstruct.py in this process with a narrow network; returns the study's folder."""
-    monkeypatch.setattr(features, "load", lambda *args, **kwargs: narrow)
-
-    def run(*given, output="study"):
-        command = ["--output", tmp_path / output, "--size", 32, "--steps", 8, "--layers", "relu1_1", "relu2_1", *given]
-        commands.run(monkeypatch, "reconstruct", *command)
-        return tmp_path / output
-
-    return run
-
-
-def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
-    folder = run()
-    table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
-    whats = ["content of relu1_1", "style of relu1_1", "content of relu2_1", "style of relu2_1", "style up to relu2_1"]
-    assert set(table) == {f"{what}, {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
-    assert all(0 < float(row["left"]) < 1 and float(row["mse"]) > 0 for row in table.values())
-    assert float(table["content of relu1_1, L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
-    card = (folder / "card.html").read_text()
-    assert card.count("<img src=") == 2 * 2 + 10 and len(card) < 10e6
-    assert images.load(folder / "sheet.png").std() > 0.1
-    run()
-    assert "10 of 10 runs are done already" in capsys.readouterr().out
-
-
 def test_shares_in_words():
-    assert [runner.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
+    assert [report.percent(share) for share in (0.1234, 0.001234, 6.647, np.inf, None)] == [
         "12\N{NO-BREAK SPACE}%",
         "0.12\N{NO-BREAK SPACE}%",
         "660\N{NO-BREAK SPACE}%",
         "\N{INFINITY}\N{NO-BREAK SPACE}%",
         "–",
     ]
-    assert runner.short(0.12345) == "0.12" and runner.short(None) == "–"
+    assert report.short(0.12345) == "0.12" and report.short(None) == "–"
 
 
 @pytest.mark.parametrize("name", ["reconstruct", "ablate_features", "ablate_iterations", "ablate_losses"])
@@ -364,23 +323,3 @@ def test_every_input_counts(tmp_path, capsys, monkeypatch, given, told):
     given = ["--content", "{here}/content.png", "--output", "{here}", "--quick", *given]
     given = [part.format(here=tmp_path) for part in given]
     assert_refused(partial(commands.run, monkeypatch, "ablate_optimizers", *given), told, capsys, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("given", "told"),
-    [
-        (["--layers", "relu6_1"], "--layers: no layer 'relu6_1' in vgg19"),
-        (["--layers", "pool1"], "--layers: no layer 'pool1' in vgg19"),
-        (["--size", "0"], "--size 0: give a number above 0"),
-        (["--size", "20"], "--size 20: at least 32 pixels are needed"),
-        (["--steps", "-1"], "--steps -1: give a number above 0"),
-        (["--step", "nan"], "--step nan: give a number above 0"),
-        (["--content", "none.jpg"], "none.jpg: no such file"),
-        (["--output", "{file}"], "is a file, not a folder"),
-        (["--output", "/proc/study"], "is not writable"),
-    ],
-)
-def test_bad_input_is_refused_in_one_line_before_any_work(run, tmp_path, capsys, monkeypatch, given, told):
-    (tmp_path / "file").write_text("")
-    given = [part.format(file=tmp_path / "file") for part in given]
-    assert_refused(partial(run, *given), told, capsys, monkeypatch)

@@ -1,1 +1,1 @@
-"""What the studies in experiments/ share: the runner of many optimizations, AdaIN's images, measures, and the card."""
+"""What the studies in experiments/ share: runs that are optimized and kept, AdaIN's images, measures, and the card."""

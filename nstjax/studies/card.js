@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table")) {
     table.tBodies[0].append(...rows);
   }));
 }
-// Pictures: a click shows one large.
+// Images: a click shows one large.
 const dialog = document.querySelector("dialog");
 for (const button of document.querySelectorAll(".zoom")) {
   button.addEventListener("click", () => {
