@@ -45,7 +45,8 @@ def prepare(folder, names):
     import numpy as np
     import safetensors.numpy
 
-    from nstjax import export, nets
+    from nstjax import nets
+    from nstjax.nets import export
 
     costs, picture = {}, np.random.default_rng(0).uniform(size=(1, 64, 64, 3)).astype(np.float32)
     for name in names:

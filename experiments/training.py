@@ -12,9 +12,9 @@ import jax
 import numpy as np
 
 import nstjax
-from nstjax import checkpoint, data, files, images, nets, parallel, plots, styles, terminal, train
+from nstjax import checkpoint, data, files, images, nets, parallel, plots, terminal, train
 from nstjax.errors import InputError, printable
-from nstjax.nets import layers
+from nstjax.nets import io, layers
 from nstjax.weights import bundled_files
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
@@ -81,11 +81,11 @@ def start(flags, *, inputs=(), **more) -> dict[str, str]:
     if flags.crop < 16:
         raise InputError(f"--crop {flags.crop}: at least 16 pixels are needed")
     if flags.init:
-        styles.load(flags.init)
+        io.load(flags.init)
     plots.require("a training's loss.png")
     files.check_writable(flags.checkpoint_dir / "loss.csv")
     _check_outputs(flags, inputs)
-    styles.check_output(flags.output)
+    io.check_output(flags.output)
     _join(flags.coordinator, flags.processes, flags.process_id)
     if flags.batch_size % jax.device_count():
         raise InputError(f"--batch-size {flags.batch_size}: give a multiple of the {jax.device_count()} devices")
@@ -163,7 +163,7 @@ def for_training(net):
 
 
 def _started_from(style, state, net):
-    _, trained, _ = styles.load(style)
+    _, trained, _ = io.load(style)
     params, stats = trained["params"], trained.get("batch_stats", {})
     if jax.tree.map(np.shape, (params, stats)) != jax.tree.map(np.shape, (state.params, state.stats)):
         raise InputError(f"--init {style}: is another kind of net than {net}")
@@ -221,7 +221,7 @@ def run(
                 terms = [name for name in rows[0] if name != "step"]
                 curves = plots.curves(rows, terms=terms, against=("step",), window=-(-len(rows) // 1000))
                 files.write(flags.checkpoint_dir / "loss.png", curves)
-            styles.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
+            io.save(flags.output, variables(state), configuration | {"net": net, "steps": number})
             ended = f"stopped by {stopped()}: " if stopped() else ""
             saved = f"{ended}saved {printable(flags.output)} after {number} of {flags.steps} steps"
             print(f"{saved}; {skipped()} pictures were skipped")

@@ -79,9 +79,14 @@ def parse(kind: type) -> tuple[Any, dict[str, Any]]:
     default = kind(recipe=PRESETS.get(preset, PRESETS["fast"]))
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
     flags = tyro.cli(kind, default=default, description=kind.__doc__, config=config)
-    named = {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
     every = {**flags._asdict(), **flags.common._asdict(), **flags.recipe._asdict()}
-    return flags, {name: value for name, value in every.items() if name in named}
+    given = named()
+    return flags, {name: value for name, value in every.items() if name in given}
+
+
+def named() -> set[str]:
+    """The names of the flags on the command line, "memory_limit" for --memory-limit."""
+    return {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
 
 
 def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:

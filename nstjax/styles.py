@@ -1,11 +1,9 @@
-"""Trained transform nets: one safetensors file each, bundled in weights/styles or made by experiments/train_*.py.
+"""Stylization by a trained net, in one pass: from a file to an image, `load("starry_night").stylize(image)`."""
 
-Others' nets are read too (`nstjax.foreign`). From a file to an image: `load("starry_night").stylize(image)`.
-"""
-
-import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -13,176 +11,164 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstjax import feed_forward, files, foreign, memory, nets, tensors
+from nstjax import color, features, memory, nets
 from nstjax.errors import InputError
+from nstjax.nets import adain, io, texture, tiled
 from nstjax.typing import Image, Images
-from nstjax.weights import bundled, bundled_folder
 
-SUFFIX = ".safetensors"
-MAX_BYTES = 2**27  # of a file; the nets have up to 14 MB in single precision
-MAX_SCALES = 10  # of a texture net
-_KIND = "trained style"
+# Numbers held at a time for a pixel of an image: by the nets that cannot compute in strips (measured on CPU), and by
+# what comes before and after any net.
+WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 400}
+AROUND = 24
 
 
 class Trained(NamedTuple):
     """A trained net."""
 
-    net: nn.Module
+    net: Any  # of nstjax.nets
     variables: dict[str, Any]  # in single precision
     about: dict[str, Any]  # what its file says of it: the net's name, the training's flags
 
-    def stylize(
+    @property
+    def sees_content(self) -> bool:
+        """Whether the net stylizes content images; the others make textures of noise."""
+        first = self.variables["params"].get("scale0")
+        return not isinstance(self.net, nets.TextureNet) or first["conv1"]["kernel"].shape[2] > 3
+
+    def stylize(self, content: Image | Images, **options: Any) -> np.ndarray:
+        """Stylize an image [H, W, 3], or images [N, H, W, 3] of one shape, in [0, 1]; the shape stays.
+
+        `options` are those of `stylizer`, which is faster for many images. A net that makes textures alone takes only
+        the shape of the content.
+        """
+        batch = np.asarray(content, np.float32).reshape(-1, *content.shape[-3:])
+        return self.stylizer(**options)(batch).reshape(content.shape)
+
+    def stylizer(
         self,
-        content: Image | Images,
         *,
         styles: Sequence[Image] = (),
         blend: Sequence[float] = (),
         strength: float = 1.0,
+        preserve_color: color.Method = "none",
         seed: int = 0,
         memory_limit: float | None = None,
-    ) -> np.ndarray:
-        """Stylize an image [H, W, 3], or images [N, H, W, 3] of one shape, in [0, 1]; the shape stays.
+    ) -> Callable[[Images], np.ndarray]:
+        """The function by which the net stylizes images [N, H, W, 3]; compiled once for each shape.
 
         Args:
-            styles: AdaIN's style images, of any sizes (512 px is usual); blend: their weights, by default alike.
-            strength: 0 (the content) to 1. AdaIN mixes features, other nets' images are mixed with the content.
-            seed: of a texture net's noise. A net that makes textures alone takes only the shape of the content.
-            memory_limit: bytes that the process may use; by default 0.7 of what is free.
+            styles: AdaIN's style images, of any sizes (512 px is usual).
+            blend: the weights of the style images, by default equal.
+            strength: 0 (the content) to 1. AdaIN mixes features; other nets' images are mixed with the content.
+            preserve_color: keep the content's colors: only its luma is stylized, or the result is given the content's
+                covariance or histogram of colors.
+            seed: of a texture net's noise, the same for all images, so that a video holds still.
+            memory_limit: bytes that the process may use, by default 0.7 of what is free. Beyond it, transform nets
+                compute in strips.
 
         Raises:
             InputError: for AdaIN without style images, style images for another net, a strength that is not from 0 to
-                1, and images that need more memory.
+                1, and, by the function, images that need more memory even in strips.
         """
         decoder = isinstance(self.net, nets.Decoder)
         if decoder != bool(styles):
             why = "AdaIN needs one or more" if decoder else "the net has a style of its own; only AdaIN takes others"
             raise InputError(why, argument="styles")
-        if blend and (len(blend) != len(styles) or min(blend) < 0 or sum(blend) <= 0):
-            raise InputError("give a weight of 0 or more for each style image, not all 0", argument="blend")
+        check_blend(blend, styles, argument="blend")
         if not 0 <= strength <= 1:
             raise InputError(f"{strength}: give a number from 0 to 1", argument="strength")
-        batch = np.asarray(content, np.float32).reshape(-1, *content.shape[-3:])
         limit = memory_limit or 0.7 * memory.available()
-        feed_forward.check_memory(self.net, batch.shape, limit=limit)
-        stylizer = feed_forward.stylizer(
-            self.net, self.variables, limit=limit, seed=seed, styles=styles, blend=blend, alpha=strength
-        )
-        stylized = np.asarray(stylizer(batch))
-        if not decoder and strength < 1:
-            stylized = batch + strength * (stylized - batch)
-        return np.clip(stylized, 0, 1).reshape(content.shape)
+        if isinstance(self.net, nets.TransformNet):
+            stylize = _by_transform_net(self.net, self.variables, limit=limit)
+        elif decoder:
+            stylize = _by_adain(self.net, self.variables, styles, blend, alpha=strength)
+        else:
+            stylize = _by_texture_net(self.net, self.variables, seed=seed, sees_content=self.sees_content)
+        mixing = 1.0 if decoder else strength
+        finish = jax.jit(jax.vmap(partial(_finished, strength=mixing, preserve_color=preserve_color)))
+
+        def checked(images: Images) -> np.ndarray:
+            check_memory(self.net, images.shape, limit=limit)
+            stylized = stylize(images)
+            return np.asarray(finish(images, stylized) if self.sees_content else jnp.clip(stylized, 0, 1))
+
+        return checked
 
 
-def save(path, variables, about):
-    """Write a net's variables, whole or not at all. about: {"net": a name in `nets.NETS`, ...}, a dict for JSON.
-
-    In half precision, but for arrays with numbers beyond its range (65504), which stay in single precision. Raises
-    InputError for a name that `check_output` rejects, numbers that are not finite, and a file that cannot be written.
-    """
-    check_output(path)
-    arrays = {}
-    for name, array in _named(variables).items():
-        with np.errstate(over="ignore"):
-            single, half = np.asarray(array, np.float32), np.asarray(array, np.float16)
-        if not np.isfinite(single).all():
-            raise files.refusal(path, f"not written, since {name} has numbers that are not finite")
-        arrays[name] = half if np.isfinite(half).all() else single
-    files.write(path, tensors.dump(arrays, about))
-
-
-def check_output(path):
-    """Raise InputError if `save(path, ...)` could not write there, or under a name that `load` would not read."""
-    files.check_regular(path)
-    if Path(path).suffix.lower() != SUFFIX:
-        raise files.refusal(path, f"trained nets are {SUFFIX} files; choose such a name")
-    files.check_writable(path)
-
-
-def load(style: str | Path, *, check: Callable[[nn.Module], None] = lambda net: None) -> Trained:
-    """The trained net of a bundled style's name or a file.
+def load(style: str | PathLike[str]) -> Trained:
+    """The trained net of a bundled style's name or a file, as `nstjax.nets.io.load` reads it.
 
         styles.load("starry_night").stylize(images.load("photo.jpg"))
 
-    The file's arrays must be those of the net that it names: names, shapes, half or single precision, all finite. Its
-    checksum is verified; files from before there were checksums have none. check: called with the net before its arrays
-    are compared, to reject kinds of nets. Raises InputError, one line, for names and files that are none, and for files
-    that are damaged or of another net.
+    Raises InputError for an unknown name, and for a file that is missing, damaged or of another net.
     """
-    path = Path(style)
-    if not path.suffix:
-        there = sorted(each.stem for each in (bundled_folder() / "styles").glob(f"*{SUFFIX}"))
-        if str(style) not in there:
-            raise InputError(
-                f"no style {str(style)!r}; there are {', '.join(there) or 'none'}, or name a .safetensors file"
-            )
-        path = bundled(f"styles/{style}.safetensors")
-    files.check_file(path, "name a bundled style, or a file that training wrote")
-    if path.stat().st_size > MAX_BYTES:
-        raise files.refusal(path, f"is no {_KIND}: those have at most {MAX_BYTES // 2**20} MiB")
-    if path.suffix.lower() in foreign.SUFFIXES:
-        trained = Trained(*foreign.load(path))
-        check(trained.net)
-        return trained
-    arrays, about = tensors.load(path, _KIND)
-    name, steps = about.get("net"), about.get("steps", 0)
-    if not isinstance(name, str) or name not in nets.NETS:
-        found = repr(name)[:80]
-        raise files.refusal(path, f"is of the net {found}, which is none of {', '.join(nets.NETS)}")
-    if type(steps) is not int or steps < 0:
-        raise files.refusal(path, f"is no {_KIND}: its number of steps is {repr(steps)[:80]}")
-    check(nets.NETS[name])
-    return Trained(nets.NETS[name], _variables(path, name, arrays), about)
+    return Trained(*io.load(style))
 
 
-def _variables(path, name, arrays):
-    """The tree of a net's variables from a file's arrays, compared with what the net's own `init` would make."""
-    shapes = _shapes(path, name, arrays)
-    wanted = _named(shapes)
-    for each in [*wanted, *arrays]:
-        shown = repr(each)[:100]
-        if each not in arrays:
-            raise files.refusal(path, f"has no {shown}, which the net {name} has; is it of another net?")
-        if each not in wanted:
-            raise files.refusal(path, f"has {shown}, which the net {name} has not; is it of another net?")
-        array, shape = arrays[each], wanted[each].shape
-        if array.shape != shape or array.dtype not in (np.float16, np.float32):
-            what = f"{array.dtype} {list(array.shape)}, where float16 {list(shape)} is expected"
-            raise files.refusal(path, f"{shown} is {what}; is it of another net?")
-        if not np.isfinite(array).all():
-            raise files.refusal(path, f"{shown} has numbers that are not finite; train it again")
-    leaves = [arrays[each].astype(np.float32) for each in wanted]
-    return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+def check_blend(blend: Sequence[float], styles: Sequence[Any], *, argument: str) -> None:
+    """Raise InputError for weights that are neither none nor one for each style, of 0 or more, not all 0."""
+    if blend and (len(blend) != len(styles) or not (min(blend) >= 0 and 0 < sum(blend) < math.inf)):
+        raise InputError(
+            f"give a weight of 0 or more for each of the {len(styles)} style images, not all 0", argument=argument
+        )
 
 
-def _shapes(path, name, arrays):
-    """The tree of a net's variables as jax.ShapeDtypeStruct.
-
-    Some nets adapt to their inputs: their channels, and a texture net's scales, are taken from the file.
-    """
-    net = nets.NETS[name]
-
-    def channels(layer, most):
-        shape = list(arrays[layer].shape) if layer in arrays else []
-        if len(shape) != 4 or not 1 <= shape[2] <= most:
-            raise files.refusal(path, f"has no kernel {layer} of the net {name}; is it of another net?")
-        return shape[2]
-
-    inputs: tuple = (jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32),)
-    if isinstance(net, nets.Decoder):
-        relu4_1 = channels("params/conv4_1/kernel", 4096)
-        inputs = (jax.ShapeDtypeStruct((1, 2, 2, relu4_1), jnp.float32),)
-    if isinstance(net, nets.TextureNet):
-        scales = 1 + len({match[1] for each in arrays if (match := re.match(r"params/(join\d+)/", each))})
-        if scales > MAX_SCALES:
-            raise files.refusal(path, f"has {scales} scales, and the net {name} at most {MAX_SCALES}")
-        side = 2**scales
-        noise = tuple(jax.ShapeDtypeStruct((1, side >> i, side >> i, 3), jnp.float32) for i in range(scales))
-        images = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-        inputs = (noise, images if channels("params/scale0/conv1/kernel", 6) > 3 else None)
-    return jax.eval_shape(net.init, jax.random.key(0), *inputs)
+def check_memory(net: nn.Module, shape: Sequence[int], *, limit: float) -> None:
+    """Raise InputError for images [N, H, W, 3] that a net cannot stylize within `limit` bytes, even in strips."""
+    held = tiled.KEPT if isinstance(net, nets.TransformNet) else WORKSPACE[type(net)]
+    needed = memory.RUNTIME + 4 * (held + AROUND) * math.prod(shape[:3])
+    if needed > limit:
+        size = f"{shape[2]}x{shape[1]} px" + (f", {shape[0]} together," if shape[0] > 1 else "")
+        what = f"{size} needs {needed / 1e9:.1f} GB of memory, and {limit / 1e9:.1f} GB may be used"
+        raise InputError(f"{what}: lower --size or --batch-size, or raise --memory-limit")
 
 
-def _named(variables):
-    """{"params/conv1/kernel": leaf, ...}, in the tree's order."""
-    pairs = jax.tree_util.tree_leaves_with_path(variables)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+def _finished(content: Image, stylized: Image, *, strength: float, preserve_color: color.Method) -> Image:
+    """A net's image mixed with the content, in the content's colors where these are to be preserved."""
+    mixed = jnp.clip(content + strength * (stylized - content), 0, 1)
+    if preserve_color == "luminance":
+        return color.kept(content, mixed, method=preserve_color)
+    return color.recolored(mixed, content, method=preserve_color)
+
+
+def _fast() -> bool:
+    """Whether the nets' fast forms are faster."""
+    return jax.default_backend() == "cpu"
+
+
+def _by_transform_net(
+    net: nets.TransformNet, variables: Mapping[str, Any], *, limit: float
+) -> Callable[[Images], Images]:
+    net = net.clone(fast=_fast())
+    strips = jax.jit(partial(tiled.apply, net), static_argnames="rows")
+
+    def stylize(images: Images) -> Images:
+        spare = limit - memory.RUNTIME - 4 * AROUND * math.prod(images.shape[:3])
+        return strips(variables, images, rows=tiled.plan(net, images.shape, limit=spare))
+
+    return stylize
+
+
+def _by_adain(
+    net: nets.Decoder, variables: Mapping[str, Any], styles: Sequence[Image], blend: Sequence[float], *, alpha: float
+) -> Callable[[Images], Images]:
+    params = features.load("vgg19", layers=("relu4_1",))
+    each = jnp.concatenate([adain.targets(params, image[None]) for image in styles])
+    target, decoder = adain.blend(each, blend or (1.0,) * len(styles)), net.clone(fast=_fast())
+    stylize = jax.jit(lambda params, variables, x: adain.stylize(params, decoder, variables, x, target, alpha=alpha))
+    return partial(stylize, params, variables)
+
+
+def _by_texture_net(
+    net: nets.TextureNet, variables: Mapping[str, Any], *, seed: int, sees_content: bool
+) -> Callable[[Images], Images]:
+    key = jax.random.key(seed)
+
+    @jax.jit
+    def stylize(variables: Mapping[str, Any], images: Images) -> Images:
+        if not sees_content:
+            return texture.synthesize(net, variables, images.shape[:3], key)
+        # One at a time, so that each image gets the same noise whatever is computed with it.
+        return jax.vmap(lambda image: texture.stylize(net, variables, image[None], key)[0])(images)
+
+    return partial(stylize, variables)

@@ -125,6 +125,12 @@ def check_positive(name: str, value: float | None) -> None:
         raise InputError(f"{value}: give a number above 0", argument=name)
 
 
+def check_range(name: str, value: float | None, low: float, high: float) -> None:
+    """Raise InputError for an argument that is not a number from `low` to `high`; None passes."""
+    if value is not None and not low <= value <= high:
+        raise InputError(f"{value}: give a number from {low:g} to {high:g}", argument=name)
+
+
 def check_effect(given: Collection[str], *rules: tuple[str, bool, str]) -> None:
     """Raise InputError for a flag that was given although it has no effect.
 

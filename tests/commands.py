@@ -1,6 +1,7 @@
-"""What the tests of the studies share: their modules, the commands run in this process, networks, images."""
+"""What the tests of the experiments share: their modules, the commands run in this process, networks, images."""
 
 import importlib
+import inspect
 import sys
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def run(patch, name, *flags):
     """Run experiments/`name`.py with flags; `patch` is a pytest.MonkeyPatch."""
     patch.setattr(sys, "argv", [f"experiments/{name}.py", *map(str, flags)])
     with terminal.refusals(f"{name}.py"):
-        tyro.cli(module(name).main)
+        main = module(name).main
+        tyro.cli(main) if inspect.signature(main).parameters else main()
 
 
 def assert_refused(study, told, capsys, patch):

@@ -1,8 +1,20 @@
-"""Networks for tests."""
+"""Networks for tests: extractors, and transform nets with their inputs."""
 
+import functools
+import math
+
+import jax
 import numpy as np
 
+from nstjax import nets
 from nstjax.features import vgg
+from nstjax.nets import transform
+from nstjax.nets.transform import TransformNet
+
+# What takes time here is compiling.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+SMALL = {name: net.clone(width=2, blocks=1) for name, net in nets.NETS.items() if isinstance(net, TransformNet)}
+TINY = TransformNet(width=4, blocks=1)
 
 
 def narrow_vgg(network="vgg19", seed=0):
@@ -15,3 +27,25 @@ def narrow_vgg(network="vgg19", seed=0):
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels
     return tree
+
+
+def pictures(*shape, seed=0):
+    return np.random.default_rng(seed).uniform(size=(*shape, 3)).astype(np.float32)
+
+
+def trained(net, *inputs, seed=0):
+    """Variables as if trained: norms' scales, biases and averages are not those they start with."""
+    variables = jax.eval_shape(net.init, jax.random.key(0), *inputs)
+    rng = np.random.default_rng(seed)
+
+    def value(path, leaf):
+        kind = path[-1].key
+        # As training makes them, since the output takes a tenth.
+        ten = 10 if path[-2].key == "conv4" and getattr(net, "output", None) is transform.squash else 1
+        if kind in ("kernel", "depthwise", "pointwise"):
+            fan = math.prod(leaf.shape[:3])
+            return rng.normal(0, ten * fan**-0.5, leaf.shape).astype(np.float32)
+        low = {"scale": 0.5, "var": 0.5}.get(kind, -0.5)
+        return ten * rng.uniform(low, low + 1, leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(value, variables)

@@ -1,5 +1,6 @@
 """Files that several tests write."""
 
+import functools
 import struct
 import zlib
 
@@ -9,9 +10,13 @@ from PIL import Image
 
 def picture(path, seed, size=(64, 56), mode="RGB"):
     """Write a smooth random image of a size (width, height) and return its path."""
+    path.parent.mkdir(exist_ok=True)
     coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
     return path
+
+
+photo = functools.partial(picture, size=(40, 36))
 
 
 def png(width, height, depth, colour, rows, extra=b""):

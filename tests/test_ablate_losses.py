@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from commands import PARAMS, assert_refused, module, smooth
 
-from nstjax import features, images, nets, styles
+from nstjax import features, images, nets
+from nstjax.nets import io
 from nstjax.studies import measures, runner, terms
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -32,10 +33,10 @@ def here(tmp_path_factory):
     decoder = nets.Decoder(channels=(6, 5, 4), level=1.0)
     images.save(folder / "long.png", smooth(0, (60, 320)))
     variables = decoder.init(jax.random.key(0), np.zeros((1, 4, 5, 7), np.float32))
-    styles.save(folder / "adain.safetensors", variables, {"net": "adain"})
+    io.save(folder / "adain.safetensors", variables, {"net": "adain"})
     net = nets.TransformNet(width=4, blocks=1)
     variables = net.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
-    styles.save(folder / "fast.safetensors", variables, {"net": "fast"})
+    io.save(folder / "fast.safetensors", variables, {"net": "fast"})
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_styles import photograph
+from samples import photo as photograph
 
 from nstjax import images
 

@@ -10,12 +10,12 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from test_nets import SMALL, pictures, trained
-from test_styles import command
+from commands import run as command
+from networks import SMALL, pictures, trained
 
-from nstjax import export, nets, styles
+from nstjax import nets
 from nstjax.errors import InputError
-from nstjax.nets import layers, transform
+from nstjax.nets import export, io, layers, transform
 
 FORMS = SMALL | {
     "no norm": transform.TransformNet(norm=None, width=2, blocks=1),
@@ -93,7 +93,7 @@ def test_the_jax_form_needs_no_nstjax(tmp_path):
 def style(tmp_path, monkeypatch):
     net, variables, _ = setting("depsep-nn-bil")
     monkeypatch.setitem(nets.NETS, "depsep-nn-bil", net)
-    styles.save(tmp_path / "a.safetensors", variables, {"net": "depsep-nn-bil", "steps": 7})
+    io.save(tmp_path / "a.safetensors", variables, {"net": "depsep-nn-bil", "steps": 7})
     return tmp_path / "a.safetensors"
 
 
@@ -102,7 +102,7 @@ def test_the_command(style, tmp_path, monkeypatch, capsys, suffix):
     output = tmp_path / "new" / f"net{suffix}"
     command(monkeypatch, "stylize", "--style", style, "--export", suffix[1:], "--output", output)
     assert f"saved {output}" in capsys.readouterr().out
-    net, variables, about = styles.load(style)
+    net, variables, about = io.load(style)
     x = pictures(1, 17, 19)
     if suffix == ".onnx":
         session = onnx_session(output.read_bytes())
@@ -118,7 +118,7 @@ def test_what_paints_otherwise_is_not_written(style, tmp_path, monkeypatch, suff
     """Two faults: numbers that are none, and another output."""
     output = tmp_path / f"net{suffix}"
     output.write_bytes(b"old")
-    net, variables, _ = styles.load(style)
+    net, variables, _ = io.load(style)
     broken = jax.tree.map(lambda x: np.full_like(x, np.nan), variables)
     with pytest.raises(InputError, match=r"^[^\n]*differ from the net's by nan$"):
         export.save(output, net, broken)
@@ -140,15 +140,15 @@ def test_bad_input_is_refused_in_one_line_before_the_net_is_read(style, tmp_path
 
     missing = tmp_path / "missing.safetensors"
     assert "writes a .onnx file" in refused("--style", missing, "--output", tmp_path / "net.jax")
-    assert "leave --content out" in refused("--style", missing, "--content", "photo.jpg")
-    assert "leave --preserve-color, --size out" in refused(
+    assert "--content: would change nothing" in refused("--style", missing, "--content", "photo.jpg")
+    assert "--preserve-color: would change nothing" in refused(
         "--style", missing, "--size", 64, "--preserve-color", "luminance"
     )
     (tmp_path / "file").write_text("")
     assert "not a folder" in refused("--style", missing, "--output", tmp_path / "file" / "net.onnx")
     assert "no such file" in refused("--style", missing, "--output", tmp_path / "net.onnx")
     decoder = nets.NETS["adain"].clone(channels=(4, 4, 4))
-    styles.save(tmp_path / "b.safetensors", trained(decoder, np.zeros((1, 2, 2, 4), np.float32)), {"net": "adain"})
+    io.save(tmp_path / "b.safetensors", trained(decoder, np.zeros((1, 2, 2, 4), np.float32)), {"net": "adain"})
     assert "is no transform net" in refused("--style", tmp_path / "b.safetensors", "--output", tmp_path / "net.onnx")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     assert 'pip install "nstjax[onnx]"' in refused("--style", style, "--output", tmp_path / "net.onnx")

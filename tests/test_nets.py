@@ -1,7 +1,6 @@
 """The feed-forward nets against their papers' tables and against numpy; the fast forms against the plain ones."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -10,40 +9,15 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import SMALL, jit, pictures, trained
 
 from nstjax import features, losses, nets
-from nstjax.nets import adain, layers, texture, transform
+from nstjax.nets import adain, layers, texture
 from nstjax.nets.transform import TransformNet
-
-# What takes time here is compiling.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-SMALL = {name: net.clone(width=2, blocks=1) for name, net in nets.NETS.items() if isinstance(net, TransformNet)}
-
-
-def pictures(*shape, seed=0):
-    return np.random.default_rng(seed).uniform(size=(*shape, 3)).astype(np.float32)
 
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
-def trained(net, *inputs, seed=0):
-    """Variables as if trained: norms' scales, biases and averages are not those they start with."""
-    variables = jax.eval_shape(net.init, jax.random.key(0), *inputs)
-    rng = np.random.default_rng(seed)
-
-    def value(path, leaf):
-        kind = path[-1].key
-        # As training makes them, since the output takes a tenth.
-        ten = 10 if path[-2].key == "conv4" and getattr(net, "output", None) is transform.squash else 1
-        if kind in ("kernel", "depthwise", "pointwise"):
-            fan = math.prod(leaf.shape[:3])
-            return rng.normal(0, ten * fan**-0.5, leaf.shape).astype(np.float32)
-        low = {"scale": 0.5, "var": 0.5}.get(kind, -0.5)
-        return ten * rng.uniform(low, low + 1, leaf.shape).astype(np.float32)
-
-    return jax.tree_util.tree_map_with_path(value, variables)
 
 
 def conv_oracle(x, kernel, stride=1):

@@ -1,34 +1,23 @@
 """Files of trained nets, and the commands that make and use them, at tiny size."""
 
-import importlib.util
 import json
 import pickle
 import shutil
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-import tyro
-from PIL import Image
+from commands import run
+from networks import TINY
+from samples import photo as photograph
 from scipy.ndimage import gaussian_filter
 
 import nstjax
-from nstjax import images, nets, styles, tensors, terminal, weights
+from nstjax import images, nets, styles, tensors, weights
 from nstjax.errors import InputError
-from nstjax.nets import TransformNet, layers, texture
-
-ROOT = Path(__file__).parent.parent
-TINY = TransformNet(width=4, blocks=1)
-
-
-def photograph(path, seed, size=(40, 36)):
-    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6, 3)).astype(np.uint8)
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
-    return path
+from nstjax.nets import TransformNet, io, layers, texture
 
 
 @pytest.fixture
@@ -37,22 +26,8 @@ def tiny(monkeypatch):
     return TINY.init(jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
 
 
-def command(monkeypatch, name, *flags):
-    """Run an experiment in this process."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, flags)])
-    try:
-        with terminal.refusals(f"{name}.py"):
-            tyro.cli(module.main)
-    finally:
-        del sys.modules[name]
-
-
 def test_a_net_comes_back_from_its_file(tiny, tmp_path):
-    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast", "steps": 3})
+    io.save(tmp_path / "a.safetensors", tiny, {"net": "fast", "steps": 3})
     net, variables, about = styles.load(tmp_path / "a.safetensors")
     assert net is TINY and about["steps"] == 3
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), variables, tiny)
@@ -215,7 +190,7 @@ def test_every_kind_of_net_comes_back_as_it_was_saved(monkeypatch, tmp_path, nam
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)
     rng = np.random.default_rng(0)
     variables = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float16).astype(np.float32), shapes)
-    styles.save(tmp_path / "a.safetensors", variables, {"net": name, "steps": 1})
+    io.save(tmp_path / "a.safetensors", variables, {"net": name, "steps": 1})
     found, loaded, about = styles.load(tmp_path / "a.safetensors")
     assert found is module and about == {"net": name, "steps": 1}
     assert jax.tree.structure(loaded) == jax.tree.structure(variables)
@@ -228,7 +203,7 @@ def test_numbers_that_are_not_finite_are_never_saved(tiny, tmp_path, number):
     tiny["params"]["conv1"]["kernel"][0, 0, 0, 0] = number
     (tmp_path / "a.safetensors").write_bytes(b"an older one")
     with pytest.raises(InputError, match=r"^[^\n]*a\.safetensors[^\n]*params/conv1/kernel[^\n]*not finite[^\n]*$"):
-        styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+        io.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
     assert (tmp_path / "a.safetensors").read_bytes() == b"an older one"
 
 
@@ -236,7 +211,7 @@ def test_numbers_that_are_not_finite_are_never_saved(tiny, tmp_path, number):
 def test_numbers_beyond_half_precision_keep_their_values(tiny, tmp_path, number, dtype):
     tiny = jax.tree.map(lambda x: np.array(x, np.float32), tiny)
     tiny["params"]["conv1"]["kernel"][0, 0, 0, 0] = number
-    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    io.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
     _, variables, _ = styles.load(tmp_path / "a.safetensors")
     assert variables["params"]["conv1"]["kernel"][0, 0, 0, 0] == np.float32(number)
     arrays = safetensors.numpy.load_file(tmp_path / "a.safetensors")
@@ -245,7 +220,7 @@ def test_numbers_beyond_half_precision_keep_their_values(tiny, tmp_path, number,
 
 @pytest.mark.parametrize("name", ["style.bin", "style", "style.pth", "style.npz", "style.safetensors.tmp", "a/.."])
 def test_nets_are_not_saved_under_names_that_are_not_read(tiny, tmp_path, name):
-    for call in (styles.check_output, lambda path: styles.save(path, tiny, {"net": "fast"})):
+    for call in (io.check_output, lambda path: io.save(path, tiny, {"net": "fast"})):
         with pytest.raises(InputError, match=r"^[^\n]*\.safetensors[^\n]*$"):
             call(tmp_path / name)
     assert not list(tmp_path.iterdir())
@@ -305,7 +280,7 @@ def test_a_style_that_was_changed_is_refused(monkeypatch, tmp_path):
     name = f"{BUNDLED[0]}.safetensors"
     for file in (name, "manifest.json"):
         shutil.copy(STYLES / file, tmp_path / "styles")
-    for module in (weights.download, styles):
+    for module in (weights.download, io):
         monkeypatch.setattr(module, "bundled_folder", lambda: tmp_path)
     styles.load(BUNDLED[0])
     with open(tmp_path / "styles" / name, "ab") as file:
@@ -323,11 +298,9 @@ def test_unknown_styles_are_refused():
     "flags", [[], ["--strength", "0.5"], ["--preserve-color", "luminance"], ["--size", "64"]], ids=str
 )
 def test_stylize_paints_with_the_net(tiny, tmp_path, monkeypatch, flags):
-    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    io.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
     path, output = photograph(tmp_path / "photo.png", 1), tmp_path / "out.png"
-    command(
-        monkeypatch, "stylize", "--content", path, "--style", tmp_path / "a.safetensors", "--output", output, *flags
-    )
+    run(monkeypatch, "stylize", "--content", path, "--style", tmp_path / "a.safetensors", "--output", output, *flags)
     picture, original = images.load(output), images.load(path)
     if flags[:1] == ["--size"]:
         assert picture.shape == (58, 64, 3)
@@ -342,10 +315,10 @@ def test_stylize_paints_with_the_net(tiny, tmp_path, monkeypatch, flags):
 
 
 def test_stylize_paints_folders(tiny, tmp_path, monkeypatch, capsys):
-    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    io.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
     for i in range(3):
         photograph(tmp_path / "in" / f"{i}.png", i, size=(40, 36 + i))
     flags = ["--content", tmp_path / "in", "--style", tmp_path / "a.safetensors", "--output", tmp_path / "out"]
-    command(monkeypatch, "stylize", *flags)
+    run(monkeypatch, "stylize", *flags)
     assert [images.load(tmp_path / "out" / f"{i}.png").shape for i in range(3)] == [(36 + i, 40, 3) for i in range(3)]
     assert "saved 3 of 3" in capsys.readouterr().out

@@ -9,14 +9,16 @@ import time
 import jax
 import numpy as np
 import pytest
+from commands import ROOT
+from commands import run as command
+from networks import TINY, trained
 from networks import narrow_vgg as narrow
 from PIL import Image
-from test_images import png
-from test_nets import trained
-from test_styles import ROOT, TINY, command, photograph
+from samples import photo as photograph
+from samples import png
 
-from nstjax import features, images, memory, nets, styles, video
-from nstjax.nets import Decoder, TextureNet, adain, texture, tiled
+from nstjax import features, images, memory, nets, video
+from nstjax.nets import Decoder, TextureNet, adain, io, texture, tiled
 
 EXAMPLE = np.zeros((1, 16, 16, 3), np.float32)
 
@@ -38,7 +40,7 @@ def tiny():
 def style(tiny, monkeypatch, tmp_path):
     """The file of a tiny trained net."""
     monkeypatch.setitem(nets.NETS, "fast", TINY)
-    styles.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
+    io.save(tmp_path / "a.safetensors", tiny, {"net": "fast"})
     return tmp_path / "a.safetensors"
 
 
@@ -78,7 +80,7 @@ def test_folders_patterns_and_files_keep_their_names(run, tmp_path, monkeypatch,
     photograph(tmp_path / "more" / "b2.jpg", 4)
     out = run(content=[tmp_path / "in", tmp_path / "more" / "b*"], output="out")
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*.png")) == ["a.png", "b1.png", "b2.png", "deep/a.png"]
-    assert "saved 4 of 4 pictures" in capsys.readouterr().out
+    assert "saved 4 of 4 images" in capsys.readouterr().out
     alone = images.load(run(content=[tmp_path / "in" / "deep" / "a.png"], output="alone.png"))
     np.testing.assert_array_equal(images.load(out / "deep" / "a.png"), alone)
 
@@ -191,8 +193,8 @@ def test_texture_nets_follow_their_seed(run, tmp_path, monkeypatch):
     net = TextureNet(width=2)
     monkeypatch.setitem(nets.NETS, "ulyanov", net)
     noise = texture.noise(jax.random.key(0), (1, 16, 16), scales=2)
-    styles.save(tmp_path / "u.safetensors", trained(net, noise, EXAMPLE), {"net": "ulyanov"})
-    styles.save(tmp_path / "t.safetensors", trained(net, noise), {"net": "ulyanov"})
+    io.save(tmp_path / "u.safetensors", trained(net, noise, EXAMPLE), {"net": "ulyanov"})
+    io.save(tmp_path / "t.safetensors", trained(net, noise), {"net": "ulyanov"})
     photos = [photograph(tmp_path / f"{name}.png", 1) for name in "ab"]
     one, two = (run("--seed", i, content=photos, style=tmp_path / "u.safetensors", output=str(i)) for i in (1, 2))
     first, same, other = (images.load(path) for path in (one / "a.png", one / "b.png", two / "a.png"))
@@ -216,7 +218,7 @@ def test_adain_paints_like_its_paintings(run, tmp_path, monkeypatch):
     channels = params["conv4_1"]["bias"].shape[0]
     decoder = trained(net, np.zeros((1, 4, 4, channels), np.float32))
     decoder = jax.tree.map(lambda p: abs(p) / abs(p).sum((0, 1, 2)) if p.ndim > 1 else 0 * p, decoder)
-    styles.save(tmp_path / "d.safetensors", decoder, {"net": "adain"})
+    io.save(tmp_path / "d.safetensors", decoder, {"net": "adain"})
     a, b = (photograph(tmp_path / f"{i}.png", 10 + i, size=(64 + 9 * i, 64)) for i in range(2))
 
     def paint(*flags):
@@ -395,7 +397,7 @@ def test_an_animated_gif_is_painted_as_a_video_and_in_a_folder_by_its_first_fram
 
 def test_ctrl_c_leaves_a_playable_video(style, tmp_path):
     pytest.importorskip("imageio_ffmpeg", reason="video needs imageio-ffmpeg (the video extra)")
-    styles.save(style, trained(nets.NETS["depsep"], EXAMPLE), {"net": "depsep"})
+    io.save(style, trained(nets.NETS["depsep"], EXAMPLE), {"net": "depsep"})
     film, output = clip(tmp_path / "long.mkv", 400), tmp_path / "out.mp4"
     script = [sys.executable, ROOT / "experiments" / "stylize.py", "--content", film, "--style", style]
     process = subprocess.Popen(

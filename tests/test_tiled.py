@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_nets import SMALL, jit, pictures, trained
+from networks import SMALL, jit, pictures, trained
 
 from nstjax import nets
 from nstjax.nets import layers, tiled

@@ -18,8 +18,8 @@ import tyro
 from networks import narrow_vgg as narrow
 from PIL import Image
 
-from nstjax import checkpoint, features, images, nets, styles, terminal, train
-from nstjax.nets import layers, texture
+from nstjax import checkpoint, features, images, nets, terminal, train
+from nstjax.nets import io, layers, texture
 
 pytest.importorskip("grain", reason="training data needs grain (the train extra)")
 
@@ -151,7 +151,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(run, here, kind):
     for file in ("loss.csv", "loss.png", "sample-00000024.jpg", "checkpoint-00000024.safetensors"):
         assert (here / f"{kind}-parts" / file).read_bytes() == (here / f"{kind}-whole" / file).read_bytes(), file
     assert len(train.history(here / f"{kind}-whole")) == 24
-    found, variables, about = styles.load(whole)
+    found, variables, about = io.load(whole)
     assert found is TINY[net] and about["steps"] == 24 and about["net"] == net
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
 
@@ -267,11 +267,11 @@ def test_a_trained_net_is_started_from(run, here, capsys):
     """At a rate of almost nothing the result is what it started from, and another seed's first net is not."""
     first = run("transform", folder="first", steps=2)
     still = ["--learning-rate", 1e-9, "--seed", 7]
-    _, before, _ = styles.load(first)
-    _, after, about = styles.load(run("transform", "--init", first, *still, folder="second", steps=1))
+    _, before, _ = io.load(first)
+    _, after, about = io.load(run("transform", "--init", first, *still, folder="second", steps=1))
     assert about["init"] == first.name
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), before, after)
-    _, other, _ = styles.load(run("transform", *still, folder="third", steps=1))
+    _, other, _ = io.load(run("transform", *still, folder="third", steps=1))
     assert np.abs(other["params"]["conv1"]["kernel"] - before["params"]["conv1"]["kernel"]).max() > 0.1
     with pytest.raises(SystemExit) as stop:
         run("adain", "--init", first, folder="fourth", steps=1)
@@ -284,8 +284,8 @@ def test_a_texture_net_from_its_file_paints_other_pictures_by_other_noise(run, h
     paint, what = (texture.synthesize, x.shape[:3]) if kind == "texture" else (texture.stylize, x)
     noise = texture.noise(jax.random.key(0), (1, 16, 16), scales=3)
     variables = jax.jit(TINY[kind].init)(jax.random.key(0), noise, None if kind == "texture" else x[:, :16, :16])
-    styles.save(here / "net.safetensors", variables, {"net": kind})
-    net, variables, _ = styles.load(here / "net.safetensors")
+    io.save(here / "net.safetensors", variables, {"net": kind})
+    net, variables, _ = io.load(here / "net.safetensors")
     draw = jax.jit(lambda variables, key: paint(net, variables, what, key))
     one, again, other = (np.asarray(draw(variables, jax.random.key(seed))) for seed in (0, 0, 1))
     assert one.shape == x.shape and np.array_equal(one, again)

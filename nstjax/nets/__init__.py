@@ -17,7 +17,7 @@ NETS = {
     "depsep": TransformNet(conv=layers.DepSep, upsample=None),
     "depsep-nn": TransformNet(conv=layers.DepSep),
     "depsep-nn-bil": TransformNet(conv=layers.DepSep, upsample=layers.nearest_and_bilinear),
-    # Others' forms (`nstjax.foreign`): pytorch/examples' fast_neural_style, lengstrom's fast-style-transfer.
+    # Others' forms (`nstjax.nets.convert`): pytorch/examples' fast_neural_style, lengstrom's fast-style-transfer.
     "pytorch": TransformNet(output=clip),
     "lengstrom": TransformNet(
         upsample=None,

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from nstjax import features, images, nets, solvers, styles
+from nstjax import features, images, nets, solvers
 from nstjax.errors import InputError
 from nstjax.features import vgg
-from nstjax.nets import adain
+from nstjax.nets import adain, io
 from nstjax.studies import runner
 from nstjax.studies.settings import Settings, Truth
 from nstjax.typing import Image
@@ -63,7 +63,7 @@ def read(truth: Truth, pairs: Pairs) -> Source:
                 f"--adain {truth.adain}: is a net of one style, not AdaIN's decoder; train_adain.py trains one"
             )
 
-    net, variables, _ = styles.load(truth.adain, check=check) if truth.adain else (None, None, None)
+    net, variables, _ = io.load(truth.adain, check=check) if truth.adain else (None, None, None)
     return Source(truth, pairs, given, (net, variables) if isinstance(net, nets.Decoder) else None)
 
 

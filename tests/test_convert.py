@@ -7,11 +7,13 @@ import pickle
 import jax
 import numpy as np
 import pytest
-from test_styles import command, photograph
+from commands import run as command
+from samples import photo as photograph
 from torch_files import Harm, legacy_file, torch_legacy, torch_zip, zip_file
 
-from nstjax import foreign, images, nets, styles
+from nstjax import images, nets
 from nstjax.errors import InputError
+from nstjax.nets import convert, io
 
 
 def normal(rng, *shape, scale=1.0):
@@ -142,7 +144,7 @@ def compiled(net):
 
 
 def painted(path, picture):
-    net, params, _ = styles.load(path)
+    net, params, _ = io.load(path)
     return np.asarray(compiled(net)(params, picture[None])[0])
 
 
@@ -203,7 +205,7 @@ def test_variables_are_ordered_by_their_numbers(tmp_path, picture):
 def test_the_fast_form_equals_the_plain_one(tmp_path, picture, name):
     path = tmp_path / ("a.pth" if name == "pytorch" else "a.npz")
     path.write_bytes(torch_zip(state_dict())) if name == "pytorch" else np.savez(path, *variables())
-    net, params, about = styles.load(path)
+    net, params, about = io.load(path)
     assert about["net"] == name and net is nets.NETS[name]
     plain, fast = (compiled(net.clone(fast=fast))(params, picture[None, :14, :21]) for fast in (False, True))
     assert plain.shape == (1, 14, 21, 3)
@@ -217,7 +219,7 @@ def test_stylize_paints_with_them_and_they_can_be_kept(tmp_path, monkeypatch):
     flags = ["--content", photo, "--style", tmp_path / "a.npz", "--output", tmp_path / "out.png"]
     command(monkeypatch, "stylize", *flags)
     np.testing.assert_allclose(images.load(tmp_path / "out.png"), expected, atol=3e-3)
-    styles.save(tmp_path / "kept.safetensors", *styles.load(tmp_path / "a.npz")[1:])
+    io.save(tmp_path / "kept.safetensors", *io.load(tmp_path / "a.npz")[1:])
     kept = painted(tmp_path / "kept.safetensors", images.load(photo))
     assert np.abs(kept - expected).mean() < 5e-3  # in half precision
 
@@ -227,7 +229,7 @@ def test_stylize_paints_with_them_and_they_can_be_kept(tmp_path, monkeypatch):
 
 def refused(path, *words):
     with pytest.raises(InputError) as error:
-        styles.load(path)
+        io.load(path)
     line = str(error.value)
     assert "\n" not in line and str(path) in line and all(word in line for word in words), line
 
@@ -284,7 +286,7 @@ def test_other_npz_files_are_refused(tmp_path, change, words):
     refused(tmp_path / "a.npz", *words)
 
 
-@pytest.mark.parametrize("suffix", foreign.SUFFIXES)
+@pytest.mark.parametrize("suffix", convert.SUFFIXES)
 def test_damaged_files_are_refused(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
     path.write_bytes(torch_zip(state_dict())) if suffix != ".npz" else np.savez(path, *variables())

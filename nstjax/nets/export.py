@@ -1,55 +1,88 @@
 """Trained transform nets for other programs: as ONNX, and in JAX's own portable form (`jax.export`).
 
-Both take pictures [N, H, W, 3] in [0, 1], in single precision, of any number and any size from 16 x 16, and give
-pictures of that size. JAX's form runs on CPU, GPU and TPU without nstjax and Flax; JAX promises to read it for half a
-year of new versions:
+Both map images [N, H, W, 3] in [0, 1], in single precision, to images of the same shape, for any N and any size from
+16 x 16. JAX's form runs on CPU, GPU and TPU without nstjax and Flax; JAX promises to read it for half a year of new
+versions:
 
-    jax.export.deserialize(bytearray(Path("net.jax").read_bytes())).call(pictures)
+    jax.export.deserialize(bytearray(Path("net.jax").read_bytes())).call(images)
 """
 
 import json
+from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
 
 from nstjax import files
-from nstjax.nets import layers, transform
+from nstjax.errors import InputError
+from nstjax.nets import io, layers, transform
 from nstjax.optional import needed
+from nstjax.typing import Images
+from nstjax.weights import bundled_files
 
 SUFFIXES = (".onnx", ".jax")
 SMALLEST = 16
 OPSET, IR = 17, 8  # ONNX's of 2022
-ABOUT = f"Paints pictures [N, H, W, 3], red, green and blue in 0..1, of any size from {SMALLEST} x {SMALLEST}."
+ABOUT = f"Stylizes images [N, H, W, 3], red, green and blue in 0..1, of any size from {SMALLEST} x {SMALLEST}."
 TOLERANCE = 1e-3  # a quarter of a step of 8-bit pictures
 
 
-def save(path, net, variables, about=None):
-    """Write a `TransformNet` as a .onnx or .jax file, once it was seen to paint two small pictures as the net does.
+def save(
+    path: str | PathLike[str],
+    net: transform.TransformNet,
+    variables: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a `TransformNet` as a .onnx or .jax file, after comparing its images with those of the net.
 
-    about: a dict for JSON, which ONNX keeps. InputError for another ending, a file that cannot be written, a package
-    that is missing, and an exported net that paints otherwise.
+    Args:
+        about: metadata for JSON, which ONNX keeps.
+
+    Raises:
+        InputError: for another suffix, a file that cannot be written, a missing package, and an exported net whose
+            images differ by more than TOLERANCE.
     """
     check_output(path)
-    pictures = np.random.default_rng(0).uniform(size=(2, 33, 46, 3)).astype(np.float32)
+    images = np.random.default_rng(0).uniform(size=(2, 33, 46, 3)).astype(np.float32)
     if Path(path).suffix.lower() == ".onnx":
         data = to_onnx(net, variables, about)
         session = _needed("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
-        (painted,) = session.run(None, {"pictures": pictures})
+        (painted,) = session.run(None, {"pictures": images})
     else:
         data = to_jax(net, variables)
-        painted = np.asarray(jax.export.deserialize(bytearray(data)).call(pictures))
-    error = np.abs(painted - jax.jit(net.clone(fast=False).apply)(variables, pictures)).max()
+        painted = np.asarray(jax.export.deserialize(bytearray(data)).call(images))
+    error = np.abs(painted - jax.jit(net.clone(fast=False).apply)(variables, images)).max()
     if not error < TOLERANCE:  # nor if it is not a number
-        raise files.refusal(path, f"not written, since the exported net's pictures differ from the net's by {error:g}")
+        raise files.refusal(path, f"not written, since the exported net's images differ from the net's by {error:g}")
     files.write(path, data)
 
 
-def check_output(path):
-    """InputError if `save(path, ...)` could not work, whatever the net."""
+def write(style: str, output: Path, *, form: Literal["onnx", "jax"]) -> None:
+    """Write the transform net of a file, or of a bundled style's name, to a file whose suffix is the form.
+
+    Raises InputError as `save`, for other nets, and for an output that would replace an input.
+    """
+    if output.suffix.lower() != f".{form}":
+        raise InputError(f"{output}: --export {form} writes a .{form} file; choose such a name", argument="output")
+    check_output(output)
+    files.check_outputs([output], [style, *bundled_files()])
+
+    def check(net: nn.Module) -> None:
+        if not isinstance(net, transform.TransformNet):
+            raise InputError(f"{style}: is no transform net, and only those can be exported")
+
+    net, variables, about = io.load(style, check=check)
+    save(output, net, variables, about)
+
+
+def check_output(path: str | PathLike[str]) -> None:
+    """Raise InputError if `save` could not write to `path`, whatever the net."""
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
         raise files.refusal(path, f"nets are exported as {' or '.join(SUFFIXES)} files; choose such a name")
@@ -58,29 +91,30 @@ def check_output(path):
         _needed("onnx"), _needed("onnxruntime")
 
 
-def to_jax(net, variables) -> bytes:
-    """A `TransformNet` with its variables, serialised by `jax.export` for CPU, GPU and TPU."""
+def to_jax(net: transform.TransformNet, variables: Mapping[str, Any]) -> bytes:
+    """A `TransformNet` with its variables, serialized by `jax.export` for CPU, GPU and TPU."""
     net = net.clone(fast=False)
 
-    def mirrored(n):
-        # The net itself reflects sides to multiples of 4, but cannot be traced to do so for unknown ones.
+    def mirrored(n: Any) -> jax.Array:
+        # The net itself reflects sides to multiples of 4, but cannot be traced to do so for unknown sides.
         i = jnp.arange(4 * ((n + 3) // 4))
         return jnp.where(i < n, i, 2 * (n - 1) - i)
 
-    def paint(pictures):
-        _, h, w, _ = pictures.shape
-        x = jnp.take(jnp.take(pictures, mirrored(h), axis=1), mirrored(w), axis=2)
-        return net.apply(variables, x)[:, :h, :w]
+    def stylize(images: Images) -> Images:
+        _, h, w, _ = images.shape
+        x = jnp.take(jnp.take(images, mirrored(h), axis=1), mirrored(w), axis=2)
+        stylized: Any = net.apply(variables, x)
+        return stylized[:, :h, :w]
 
     shape = jax.export.symbolic_shape("n, h, w, 3", constraints=[f"h >= {SMALLEST}", f"w >= {SMALLEST}"])
-    exported = jax.export.export(jax.jit(paint), platforms=("cpu", "cuda", "tpu"))
+    exported = jax.export.export(jax.jit(stylize), platforms=("cpu", "cuda", "tpu"))
     return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
 
 
-def to_onnx(net, variables, about=None) -> bytes:
+def to_onnx(net: transform.TransformNet, variables: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> bytes:
     """A `TransformNet` with its variables as an ONNX model, "pictures" -> "stylized"; about: metadata, as for `save`.
 
-    ValueError if the net has parts that are not from `nstjax.nets`.
+    Raises ValueError if the net has parts that are not from `nstjax.nets`.
     """
     onnx = _needed("onnx")
     graph = _Graph(onnx, [], [])
@@ -98,20 +132,21 @@ def to_onnx(net, variables, about=None) -> bytes:
 
 
 class _Graph(NamedTuple):
-    """An ONNX graph in the making; its values are known by their names."""
+    """An ONNX graph under construction. Its values are referred to by their names."""
 
     onnx: Any
-    nodes: list
-    constants: list
+    nodes: list[Any]
+    constants: list[Any]
 
-    def op(self, kind, *inputs, output=None, **options):
-        """Add an operation on values, numbers and arrays; returns its result."""
+    def op(self, kind: str, *inputs: Any, output: str | None = None, **options: Any) -> str:
+        """Add an operation on values, numbers and arrays; returns its result's name."""
         output = output or f"{kind.lower()}{len(self.nodes)}"
         names = [x if isinstance(x, str) else self.constant(x) for x in inputs]
         self.nodes.append(self.onnx.helper.make_node(kind, names, [output], name=output, **options))
         return output
 
-    def constant(self, x):
+    def constant(self, x: Any) -> str:
+        """Add a constant; returns its name."""
         x = np.asarray(x)
         x = x.astype(np.int64 if x.dtype.kind in "iu" else np.float32, order="C")
         name = f"constant{len(self.constants)}"
@@ -121,7 +156,7 @@ class _Graph(NamedTuple):
         return name
 
 
-def _transform_net(graph, net, variables):
+def _transform_net(graph: _Graph, net: transform.TransformNet, variables: Mapping[str, Any]) -> None:
     """`TransformNet.activations` in ONNX's order of axes, [N, C, H, W]."""
     op, params, stats = graph.op, variables["params"], variables.get("batch_stats", {})
     once = net.padding == "picture"
@@ -140,15 +175,15 @@ def _transform_net(graph, net, variables):
     op("Transpose", x, perm=[0, 2, 3, 1], output="stylized")
 
 
-def _to_multiples_of_4(graph, x, size):
-    """Reflected below and on the right."""
+def _to_multiples_of_4(graph: _Graph, x: str, size: str) -> str:
+    """x with sides that are multiples of 4, reflected at the bottom and on the right."""
     op = graph.op
     after = op("Mod", op("Neg", size), 4)
     return op("Pad", x, op("Concat", [0] * 6, after, axis=0), mode="reflect")
 
 
-def _reflected(graph, x, n):
-    """By n pixels on each side, several times if a side is not longer: ONNX's own Pad cannot."""
+def _reflected(graph: _Graph, x: str, n: int) -> str:
+    """x padded by n reflected pixels on each side; unlike ONNX's own Pad, also where n is larger than the side."""
     op = graph.op
     for axis in (2, 3):
         last = op("Sub", op("Gather", op("Shape", x), axis), 1)
@@ -158,7 +193,7 @@ def _reflected(graph, x, n):
     return x
 
 
-def _convolution(graph, layer, p, x):
+def _convolution(graph: _Graph, layer: Any, p: Mapping[str, Any], x: str) -> str:
     """A `layers.Conv`, `DepSep` or `FractionallyStrided` with parameters p."""
     op = graph.op
     bias = [p["bias"]] if "bias" in p else []
@@ -173,19 +208,19 @@ def _convolution(graph, layer, p, x):
     zeros = {layers.zero: [n, n, n, n], layers.same: [n - 1, n - 1, n, n]}.get(pad, [0, 0, 0, 0])
     if pad in modes:
         x = op("Pad", x, [0, 0, n, n] * 2, mode=modes[pad])
-    options = {"strides": [layer.stride, layer.stride], "pads": zeros}
+    options: dict[str, Any] = {"strides": [layer.stride, layer.stride], "pads": zeros}
     if isinstance(layer, layers.Conv):
         return op("Conv", x, _transposed(p["kernel"]), *bias, **options)
     x = op("Conv", x, _transposed(p["depthwise"]), group=p["depthwise"].shape[3] // layer.multiplier, **options)
     return op("Conv", x, _transposed(p["pointwise"]), *bias)
 
 
-def _transposed(kernel):
+def _transposed(kernel: Any) -> np.ndarray:
     """Kernels [k, k, in, out] as [out, in, k, k]."""
     return np.asarray(kernel).transpose(3, 2, 0, 1)
 
 
-def _upsampled(graph, upsample, x):
+def _upsampled(graph: _Graph, upsample: Any, x: str) -> str:
     if upsample is layers.nearest_and_bilinear:
         return graph.op("Concat", *(_upsampled(graph, each, x) for each in (layers.nearest, layers.bilinear)), axis=1)
     options = {
@@ -197,14 +232,14 @@ def _upsampled(graph, upsample, x):
     return graph.op("Resize", x, "", [1.0, 1.0, 2.0, 2.0], **options[upsample])
 
 
-def _norm(graph, norm, p, averages, x):
+def _norm(graph: _Graph, norm: Any, p: Mapping[str, Any], averages: Mapping[str, Any] | None, x: str) -> str:
     if averages is None:
         return graph.op("InstanceNormalization", x, p["scale"], p["bias"], epsilon=norm.epsilon)
     p, averages = p["batch"], averages["batch"]
     return graph.op("BatchNormalization", x, p["scale"], p["bias"], averages["mean"], averages["var"], epsilon=1e-5)
 
 
-def _output(graph, output, x):
+def _output(graph: _Graph, output: Any, x: str) -> str:
     op = graph.op
     if output is transform.squash:
         return op("Mul", op("Add", op("Tanh", op("Mul", x, 0.1)), 1.0), 0.5)
@@ -215,5 +250,5 @@ def _output(graph, output, x):
     return op("Clip", x, 0.0, 1.0)
 
 
-def _needed(package):
+def _needed(package: str) -> Any:
     return needed(package, "exporting as ONNX", '"nstjax[onnx]"')

@@ -1,16 +1,22 @@
-"""Others' trained transform nets, read without pickle's powers, as nets of `nstjax.nets` that paint the same pictures.
+"""Trained transform nets of other projects, as nets of `nstjax.nets` that make the same images.
+
+Files are read without arbitrary code execution.
 
 pytorch/examples' fast_neural_style: a Torch file of its tensors. lengstrom's fast-style-transfer: its 48 TensorFlow
 variables in a .npz file, made where its net is loaded by
 
     np.savez("style.npz", *session.run(tf.trainable_variables()))
 
-Both see and give pictures in 0..255, which is folded into the first and last convolutions. Where a side is no multiple
-of 4 the originals' pictures are larger than the photograph, and differ a little from ours, which are not.
+Both work on images in 0..255; the scale is folded into the first and last convolutions. Where a side is no multiple of
+4, the originals' images are larger than the content image and differ a little from ours, which keep its size.
 """
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +25,15 @@ from nstjax import files, nets
 from nstjax.weights import torchfile
 
 SUFFIXES = (".pth", ".pt", ".model", ".npz")
-ROOM = 2**27  # bytes; the nets have 7 MB
+MAX_BYTES = 2**27  # of all arrays; the nets have 7 MB
 BLOCKS = range(1, 6)
 LAYERS = ("conv1", "conv2", "conv3", *(f"block{i}{j}" for i in BLOCKS for j in "ab"), "up1", "up2", "conv4")
 
 
-def load(path):
-    """(net, variables, about), as `nstjax.styles.load`; a .npz file is lengstrom's, the others pytorch/examples'.
+def load(path: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:
+    """(net, variables, metadata), as `nstjax.nets.io.load`; a .npz file is lengstrom's, others are pytorch/examples'.
 
-    InputError, one line, for files that are damaged, dangerous or of another net.
+    Raises InputError for files that are damaged, dangerous or of another net.
     """
     name = "lengstrom" if path.suffix.lower() == ".npz" else "pytorch"
     origin, read, convert = {
@@ -37,7 +43,7 @@ def load(path):
     net = nets.NETS[name]
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     try:
-        with np.errstate(over="ignore"):  # 255 times a large number; found below
+        with np.errstate(over="ignore"):  # 255 times a large number; rejected below
             params = convert(read(path), shapes)
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise ValueError("it has numbers that are too large")
@@ -47,8 +53,8 @@ def load(path):
     return net, {"params": params}, {"net": name, "origin": origin}
 
 
-def _pytorch(arrays, shapes):
-    """Params of NETS["pytorch"]. Biases before a norm, which takes them off again, and its averages are left out."""
+def _pytorch(arrays: dict[str, np.ndarray], shapes: Mapping[str, Any]) -> dict[str, Any]:
+    """Params of NETS["pytorch"], without the biases before a norm, which have no effect, and without its averages."""
     prefix = next((name[: -len(last)] for name in arrays if name.endswith(last := "deconv3.conv2d.weight")), "")
     arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     inside = [f"res{i}.{{}}{j}" for i in BLOCKS for j in (1, 2)]
@@ -71,7 +77,7 @@ def _pytorch(arrays, shapes):
     return params
 
 
-def _lengstrom(arrays, shapes):
+def _lengstrom(arrays: dict[str, np.ndarray], shapes: Mapping[str, Any]) -> dict[str, Any]:
     """Params of NETS["lengstrom"], from variables in the order of the numbers in their names, or else of the file."""
     arrays = {name: array for name, array in arrays.items() if not re.search("Adam|beta._power|global_step", name)}
     if len(arrays) != 3 * len(LAYERS):
@@ -92,8 +98,10 @@ def _lengstrom(arrays, shapes):
     return params
 
 
-def _take(arrays, name, shape, *, axes=(0,)):
-    """Remove an array from `arrays`; in float32, its axes transposed to those of `shape`."""
+def _take(
+    arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], *, axes: tuple[int, ...] = (0,)
+) -> np.ndarray:
+    """Remove an array from `arrays` and return it in float32, its axes transposed to those of `shape`."""
     if name not in arrays:
         raise ValueError(f"it has no {name}")
     array = arrays.pop(name)
@@ -107,9 +115,9 @@ def _take(arrays, name, shape, *, axes=(0,)):
     return array
 
 
-def _read_npz(path):
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
     # np.load itself leaves a damaged file open.
     with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-        if sum(member.file_size for member in file.zip.infolist()) > ROOM:
+        if sum(member.file_size for member in file.zip.infolist()) > MAX_BYTES:
             raise ValueError("it would unpack to much more than such a net")
         return {name: np.asarray(file[name]) for name in file.files}

@@ -1,0 +1,187 @@
+"""Stylization of many files by one function: images found by name, in batches of one shape, or a video's frames."""
+
+import contextlib
+import glob
+import itertools
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import jax
+import numpy as np
+
+from nstjax import data, files, images, video
+from nstjax.errors import InputError
+from nstjax.typing import Images
+
+T = TypeVar("T")
+
+
+class Job(NamedTuple):
+    """A file to stylize."""
+
+    content: Path
+    output: Path
+
+
+class Plan(NamedTuple):
+    """What a command is to do."""
+
+    jobs: list[Job]
+    output: Path  # the file, or the folder of several
+    several: bool  # whether the outputs are in a folder
+    film: bool  # whether the one job is a video
+    errors: list[InputError]  # of files whose output cannot be written
+
+
+def plan(contents: Sequence[str], output: Path | None, *, inputs: Iterable[Path]) -> Plan:
+    """Find the files to stylize and check their outputs before any work.
+
+    Args:
+        contents: files, folders, patterns, or one video; none for a texture.
+        output: a file, or a folder for several; by default stylized.png or stylized.mp4.
+        inputs: other files that are read and must not be replaced.
+
+    Raises:
+        InputError: for names without a file, a video among other files, and outputs that cannot be written or would
+            replace an input or each other.
+    """
+    jobs = found(contents)
+    # In a folder, an animated image counts as the image that its first frame is.
+    films = [
+        job for job in found([name for name in contents if not os.path.isdir(name)]) if video.recognizes(job.content)
+    ]
+    if films and len(jobs) > 1:
+        raise InputError(f"{films[0].content}: a video is painted alone; leave the rest of --content out")
+    output = output or Path("stylized.mp4" if films else "stylized.png")
+    pattern_or_folder = bool(contents) and (not os.path.lexists(contents[0]) or os.path.isdir(contents[0]))
+    several = len(jobs) > 1 or pattern_or_folder or (bool(contents) and os.path.isdir(output))
+    jobs = [job._replace(output=output / job.output if several else output) for job in jobs]
+    check_writable = video.check_writable if films else images.check_writable
+    check_writable(output / "image.png" if several else output)
+    good, errors = [], []
+    for job in jobs:
+        try:
+            check_writable(job.output)
+            good.append(job)
+        except InputError as error:
+            errors.append(error)
+    outputs = [job.output for job in good] if jobs else [output]
+    files.check_outputs(outputs, [*(job.content for job in jobs), *inputs])
+    return Plan(good, output, several, bool(films), errors)
+
+
+def found(names: Sequence[str]) -> list[Job]:
+    """The image files of names, folders and patterns, with output names for a folder, of which no two are equal.
+
+    Raises InputError for a name that does not exist, a pattern without matches and a folder without images.
+    """
+    sources: list[tuple[Path, Path]] = []
+    for name in names:
+        if os.path.isdir(name):
+            inside = data.listed(name)
+            if not inside:
+                raise InputError(f"{name}: has no images; give a folder that has")
+            sources += [(file, file.relative_to(name).with_suffix("")) for file in inside]
+            continue
+        matches = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
+        matches = [match for match in matches if not os.path.isdir(match)]
+        if not matches:
+            raise InputError(f"{name}: no such file; check --content")
+        sources += [(Path(match), Path(Path(match).stem)) for match in matches]
+    outputs = files.distinct([str(output) for _, output in sources])
+    return [Job(file, Path(f"{output}.png")) for (file, _), output in zip(sources, outputs, strict=True)]
+
+
+class Step(NamedTuple):
+    """What was done since the last step."""
+
+    saved: int  # images or frames
+    total: int  # of all steps
+    errors: list[InputError]  # of images that could not be read, stylized or written
+
+
+def stylize(
+    plan: Plan,
+    function: Callable[[Images], np.ndarray],
+    *,
+    size: int | None = None,
+    batch_size: int = 1,
+    smooth: float = 0.0,
+    limit: float,
+) -> Generator[Step, None, None]:
+    """Stylize a plan's files, step by step; closing the generator early saves what was done, a video's frames too.
+
+    Args:
+        function: images [N, H, W, 3] -> their stylized images.
+        size: long side in pixels; None is each file's own.
+        batch_size: images of one shape, or frames, that are stylized together.
+        smooth: 0 to 1, how much of the frame before to keep where a video stands still.
+        limit: bytes that reading one image may take.
+
+    Raises:
+        InputError: for a video without frames that can be read.
+    """
+    if plan.film:
+        return _stylize_video(plan.jobs[0], function, size=size, batch_size=batch_size, smooth=smooth)
+    return _stylize_images(plan, function, size=size, batch_size=batch_size, limit=limit)
+
+
+def _stylize_images(
+    plan: Plan, function: Callable[[Images], np.ndarray], *, size: int | None, batch_size: int, limit: float
+) -> Generator[Step, None, None]:
+    total, errors = len(plan.jobs) + len(plan.errors), [*plan.errors]
+    shapes: dict[tuple[int, int], list[Job]] = {}
+    for job in plan.jobs:
+        try:
+            shapes.setdefault(images.shape(job.content, size=size), []).append(job)
+        except InputError as error:
+            errors.append(error)
+    yield Step(0, total, errors)
+    for batch in itertools.chain(*(batches(same, batch_size) for same in shapes.values())):
+        loaded, errors = [], []
+        for job in batch:
+            try:
+                image = images.load(job.content, size=size, limit=limit)
+                alpha = images.load_alpha(job.content, shape=image.shape[:2], limit=limit)
+                loaded.append((job, image, alpha))
+            except InputError as error:
+                errors.append(error)
+        try:
+            stylized = function(np.stack([image for _, image, _ in loaded])) if loaded else ()
+        except InputError as error:  # they are too large
+            errors += [InputError(f"{job.content}: {error}") for job, _, _ in loaded]
+            loaded, stylized = [], ()
+        for (job, _, alpha), image in zip(loaded, stylized, strict=True):
+            images.save(job.output, image, alpha=alpha)
+        yield Step(len(loaded), total, errors)
+
+
+def _stylize_video(
+    job: Job, function: Callable[[Images], np.ndarray], *, size: int | None, batch_size: int, smooth: float
+) -> Generator[Step, None, None]:
+    path, before, empty = job.content, None, True
+    info = video.info(path, size=size)
+    hold = jax.jit(partial(video.steady, strength=smooth))
+    with video.writing(job.output, info, sound=path) as add, contextlib.closing(video.read(path, info)) as frames:
+        for batch in batches(frames, batch_size):
+            for frame, image in zip(batch, function(np.stack(batch)), strict=True):
+                if smooth:
+                    before, image = hold(before or (frame, image), frame, image)
+                add(image)
+            empty = False
+            try:
+                yield Step(len(batch), info.frames, [])
+            except GeneratorExit:
+                return
+        if empty:
+            raise InputError(f"{path}: has no frames that can be read; copy or convert it again")
+
+
+def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items; the last may be shorter."""
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
