@@ -17,10 +17,9 @@ from typing import Annotated
 
 import jax
 import optax
-import training
 import tyro
 
-from nstjax import features, nets, terminal
+from nstjax import command, features, nets, training
 from nstjax.features import vgg
 from nstjax.nets import adain
 
@@ -50,7 +49,7 @@ def main(
     own = {"content_weight": content_weight, "style_weight": style_weight, "final_rate": final_rate}
     about = training.start(flags, inputs=(styles, data), styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
-    photographs = training.photographs(photos, flags.crop)
+    photographs = training.examples(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
 
     params = features.load(flags.network, layers=adain.LAYERS)
@@ -90,7 +89,4 @@ def _pairs(photos, paintings, position, *, flags):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("train_adain.py"):
-        tyro.cli(main)
+    command.run("train_adain.py", partial(tyro.cli, main))

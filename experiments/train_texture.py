@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import training
 import tyro
 
-from nstjax import features, images, losses, nets, terminal, train
+from nstjax import command, features, images, losses, nets, train, training
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import texture as textures
+from nstjax.weights import PICTURES
 
 # Gatys's layers, compared by the mean over the Gram matrices' entries, as is his released recipe's (divided by C H W).
 CONTENT_LAYERS = {"relu4_2": 1.0}
@@ -37,7 +37,7 @@ DEFAULTS = training.Flags(batch_size=16, steps=2000, learning_rate=0.01, network
 
 def main(
     *,
-    style: Path = training.PICTURES / "gale.jpg",
+    style: Path = PICTURES / "gale.jpg",
     data: str | None = None,
     texture: bool = False,
     scales: int | None = None,
@@ -81,7 +81,7 @@ def main(
     photographs, stream = None, partial(_blanks, flags=flags)
     if data is not None:
         source = training.source(data)
-        photographs, stream = training.photographs(source, flags.crop), partial(training.stream, source, flags=flags)
+        photographs, stream = training.examples(source, flags.crop), partial(training.stream, source, flags=flags)
 
     content_layers = {} if texture else CONTENT_LAYERS
     params = features.load(flags.network, layers=(*content_layers, *STYLE_LAYERS))
@@ -107,7 +107,7 @@ def main(
 
     def sample(variables):
         pictures = [paint(variables, z, photographs) for z in noise]
-        return training.sheet(*pictures) if texture else training.sheet(photographs, *pictures)
+        return training.sheet(*pictures) if photographs is None else training.sheet(photographs, *pictures)
 
     training.run(
         flags,
@@ -135,7 +135,4 @@ def _blanks(position, *, flags):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("train_texture.py"):
-        tyro.cli(main)
+    command.run("train_texture.py", partial(tyro.cli, main))

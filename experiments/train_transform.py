@@ -18,11 +18,11 @@ from typing import Literal
 
 import jax
 import optax
-import training
 import tyro
 
-from nstjax import features, images, losses, nets, terminal, train
+from nstjax import command, features, images, losses, nets, train, training
 from nstjax.features import vgg
+from nstjax.weights import PICTURES
 
 # Johnson's layers. His paper sums over the entries of the Gram matrices; his code, as here, takes their mean.
 CONTENT_LAYERS = {"relu2_2": 1.0}
@@ -32,7 +32,7 @@ DEFAULTS = training.Flags()
 
 def main(
     *,
-    style: Path = training.PICTURES / "gale.jpg",
+    style: Path = PICTURES / "gale.jpg",
     data: str,
     net: Literal["johnson", "fast", "depsep", "depsep-nn", "depsep-nn-bil"] = "fast",
     style_size: int = 256,
@@ -64,7 +64,7 @@ def main(
     )
     painting = images.load(style, size=style_size, minimum=32)
     source = training.source(data)
-    photographs = training.photographs(source, flags.crop)
+    photographs = training.examples(source, flags.crop)
 
     params = features.load(flags.network, layers=(*CONTENT_LAYERS, *STYLE_LAYERS))
     gram = losses.gram
@@ -100,7 +100,4 @@ def main(
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("train_transform.py"):
-        tyro.cli(main)
+    command.run("train_transform.py", partial(tyro.cli, main))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import narrow_vgg as narrow
 
-from nstjax import checkpoint, features, losses, nets, parallel, train
+from nstjax import checkpoint, features, losses, nets, parallel, resumable, train
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import adain, layers, texture
@@ -302,7 +302,7 @@ def assert_sound(folder):
     """That all of what was saved is finite."""
     for path in folder.glob("checkpoint-*.safetensors"):
         assert all(np.isfinite(x).all() for x in safetensors.numpy.load_file(path).values() if x.dtype.kind == "f")
-    assert all(np.isfinite(list(row.values())).all() for row in train.history(folder))
+    assert all(np.isfinite(list(row.values())).all() for row in resumable.history(folder))
 
 
 @pytest.mark.parametrize("kind", REJECTED)
@@ -318,8 +318,8 @@ def test_what_is_not_finite_is_never_saved_and_named_at_the_end(tmp_path, kind):
         return step(*args)
 
     with pytest.raises(InputError) as error:
-        train.fit(called, state, stream, {}, steps=12, folder=tmp_path, every=1)
-    advice = "check the pictures to train on" if kind == "a batch" else "lower --learning-rate"
+        resumable.fit(called, state, stream, {}, steps=12, folder=tmp_path, every=1)
+    advice = "check the images to train on" if kind == "a batch" else "lower --learning-rate"
     assert str(error.value).startswith(f"{REJECTED[kind]} three times in a row, last at step 1: {advice}")
     assert [float(args[2]["rate"]) for args in calls] == [1, 0.5, 0.25]
     assert not list(tmp_path.iterdir())
@@ -333,7 +333,7 @@ def test_a_state_that_is_not_finite_is_rejected_whoever_made_the_step(tmp_path, 
 
     start = START._replace(stats=np.float32(0), optimizer=np.float32(0))
     with pytest.raises(InputError, match="three times in a row, last at step 6"):
-        train.fit(step, start, counted, {}, steps=12, folder=tmp_path, every=4)
+        resumable.fit(step, start, counted, {}, steps=12, folder=tmp_path, every=4)
     assert_sound(tmp_path)
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["checkpoint-00000004.safetensors"]
 
@@ -351,12 +351,12 @@ def test_failures_count_in_a_row_only(tmp_path_factory, failures, every):
             new = new._replace(params=np.float32("nan"))
         return new, terms
 
-    end = train.fit(step, START, counted, {}, steps=9, folder=folder, every=every)
+    end = resumable.fit(step, START, counted, {}, steps=9, folder=folder, every=every)
     assert int(end.step) == 9 and np.isfinite(end.params)
     assert_sound(folder)
     rate = checkpoint.extra(checkpoint.latest(folder))["rate"]
     assert rate == 0.5 ** sum(failures)
-    assert [row["step"] for row in train.history(folder)] == list(range(1, 10))
+    assert [row["step"] for row in resumable.history(folder)] == list(range(1, 10))
 
 
 def test_a_training_goes_on_after_a_rollback_with_its_rate(tmp_path):
@@ -365,12 +365,29 @@ def test_a_training_goes_on_after_a_rollback_with_its_rate(tmp_path):
         new, terms = counting(state, batch, data)
         return new, terms | ({"loss": np.inf} if broken else {})
 
-    whole = train.fit(step, START, counted, {}, steps=12, folder=tmp_path / "whole", every=3)
-    train.fit(step, START, counted, {}, steps=8, folder=tmp_path / "parts", every=3)
-    parts = train.fit(step, START, counted, {}, steps=12, folder=tmp_path / "parts", every=3)
+    whole = resumable.fit(step, START, counted, {}, steps=12, folder=tmp_path / "whole", every=3)
+    resumable.fit(step, START, counted, {}, steps=8, folder=tmp_path / "parts", every=3)
+    parts = resumable.fit(step, START, counted, {}, steps=12, folder=tmp_path / "parts", every=3)
     assert float(whole.params) == float(parts.params) == 3 + 9 * 0.5
     for file in ("loss.csv", "checkpoint-00000012.safetensors"):
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_the_loop_yields_each_step_and_each_rollback_to_the_last_snapshot():
+    """Step 6 fails at the full rate: from the snapshot after step 4 it goes on with half of it."""
+
+    def step(state, batch, data):
+        new, terms = counting(state, batch, data)
+        failed = float(data["rate"]) > 0.5 and int(state.step) == 5
+        return new, terms | ({"loss": np.nan} if failed else {})
+
+    seen = list(train.fit(step, train.Progress(START), counted, {}, steps=7, every=4))
+    assert [int(now.state.step) for now in seen] == [1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert [now.rate for now in seen] == [1.0] * 5 + [0.5] * 4
+    assert [bool(now.rejected) for now in seen] == [False] * 5 + [True] + [False] * 3
+    assert seen[5].state == seen[3].state and seen[5].terms == {} and "loss is not finite" in seen[5].rejected
+    assert [now.position for now in seen] == [1, 2, 3, 4, 5, 4, 5, 6, 7]
+    assert float(seen[-1].state.params) == 4 + 3 * 0.5
 
 
 ENDS = [OSError("the disk"), KeyboardInterrupt(), MemoryError(), InputError("the data"), SystemExit(3), ValueError("x")]
@@ -397,12 +414,12 @@ def test_whatever_ends_a_training_what_was_done_is_saved(tmp_path, where, error)
     calls: list = []
     usual = {"step": counting, "state": START, "stream": counted, "data": {}, "folder": tmp_path / "a", "every": 5}
     with pytest.raises(type(error)) as caught:
-        train.fit(**usual | broken, steps=12)
+        resumable.fit(**usual | broken, steps=12)
     assert caught.value is error
     assert checkpoint.step(checkpoint.latest(tmp_path / "a")) == 7
-    assert len(train.history(tmp_path / "a")) == 7
-    train.fit(**usual, steps=12)
-    train.fit(**usual | {"folder": tmp_path / "b"}, steps=12)
+    assert len(resumable.history(tmp_path / "a")) == 7
+    resumable.fit(**usual, steps=12)
+    resumable.fit(**usual | {"folder": tmp_path / "b"}, steps=12)
     for file in ("loss.csv", "checkpoint-00000012.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
@@ -413,12 +430,12 @@ def test_nothing_is_saved_where_nothing_was_done(tmp_path):
         yield
 
     with pytest.raises(OSError, match="no data"):
-        train.fit(counting, START, stream, {}, steps=12, folder=tmp_path)
+        resumable.fit(counting, START, stream, {}, steps=12, folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path, monkeypatch):
-    train.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
+    resumable.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(*args):
@@ -426,26 +443,26 @@ def test_a_full_disk_is_told_and_the_older_checkpoint_stays(tmp_path, monkeypatc
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(InputError, match=r"^[^\n]*No space left on device[^\n]*$"):
-        train.fit(counting, START, counted, {}, steps=12, folder=tmp_path, every=2)
+        resumable.fit(counting, START, counted, {}, steps=12, folder=tmp_path, every=2)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "step,loss\n1", "step,loss\n1,2,3\n", "step,loss\nnan,1\n", "\0\xff"])
 def test_damaged_losses_are_refused_in_one_line(tmp_path, text):
-    train.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
+    resumable.fit(counting, START, counted, {}, steps=4, folder=tmp_path, every=2)
     (tmp_path / "loss.csv").write_bytes(text.encode("latin1"))
     if text in ("", "nonsense"):  # no rows: the curves begin anew
-        assert train.history(tmp_path) == []
+        assert resumable.history(tmp_path) == []
         return
     with pytest.raises(InputError, match=r"^[^\n]*loss\.csv[^\n]*$"):
-        train.fit(counting, START, counted, {}, steps=6, folder=tmp_path, every=2)
+        resumable.fit(counting, START, counted, {}, steps=6, folder=tmp_path, every=2)
 
 
 @pytest.mark.parametrize("extra", [{}, {"configuration": [], "rate": 1.0}, {"configuration": {}, "rate": float("nan")}])
 def test_checkpoints_of_something_else_are_refused(tmp_path, extra):
     checkpoint.save(tmp_path, 3, START, extra)
     with pytest.raises(InputError, match=r"^[^\n]*checkpoint-00000003[^\n]*no checkpoint of a training[^\n]*$"):
-        train.fit(counting, START, counted, {}, steps=6, folder=tmp_path)
+        resumable.fit(counting, START, counted, {}, steps=6, folder=tmp_path)
 
 
 def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(tmp_path, capsys):
@@ -465,7 +482,7 @@ def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(tmp_path, capsys
             number += 1
             yield np.zeros(1), number
 
-    end = train.fit(step, start, stream, {}, steps=12, folder=tmp_path, every=2)
+    end = resumable.fit(step, start, stream, {}, steps=12, folder=tmp_path, every=2)
     assert int(end.step) == 12
     # Four steps at the full rate were saved; the others were made at a quarter.
     assert float(end.params) == 4 + 8 * 0.25
@@ -475,4 +492,4 @@ def test_a_loss_that_is_not_finite_goes_back_with_half_the_rate(tmp_path, capsys
         return state, {"loss": np.inf}
 
     with pytest.raises(InputError, match="--learning-rate"):
-        train.fit(hopeless, start, stream, {}, steps=12, folder=tmp_path / "other")
+        resumable.fit(hopeless, start, stream, {}, steps=12, folder=tmp_path / "other")

@@ -18,7 +18,7 @@ import tyro
 from networks import narrow_vgg as narrow
 from PIL import Image
 
-from nstjax import checkpoint, features, images, nets, terminal, train
+from nstjax import checkpoint, features, images, nets, resumable, terminal
 from nstjax.nets import io, layers, texture
 
 pytest.importorskip("grain", reason="training data needs grain (the train extra)")
@@ -150,7 +150,7 @@ def test_killed_and_resumed_equals_uninterrupted_to_the_bit(run, here, kind):
     assert parts.read_bytes() == whole.read_bytes()
     for file in ("loss.csv", "loss.png", "sample-00000024.jpg", "checkpoint-00000024.safetensors"):
         assert (here / f"{kind}-parts" / file).read_bytes() == (here / f"{kind}-whole" / file).read_bytes(), file
-    assert len(train.history(here / f"{kind}-whole")) == 24
+    assert len(resumable.history(here / f"{kind}-whole")) == 24
     found, variables, about = io.load(whole)
     assert found is TINY[net] and about["steps"] == 24 and about["net"] == net
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables))
@@ -179,7 +179,7 @@ def test_a_second_interrupt_ends_at_once_and_loses_nothing(here):
     assert process.returncode == 130 and "Traceback" not in said, said
     newest = max((here / "twice").glob("checkpoint-*.safetensors"))
     assert checkpoint.latest(here / "twice") == newest
-    assert [row["step"] for row in train.history(here / "twice")] == list(range(1, checkpoint.step(newest) + 1))
+    assert [row["step"] for row in resumable.history(here / "twice")] == list(range(1, checkpoint.step(newest) + 1))
     assert not list((here / "twice").glob(".*.tmp"))
 
 
