@@ -42,7 +42,7 @@ _RESERVED = {"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "trans
 def load(
     path: Source,
     *,
-    size: int | tuple[int, int] | None = None,
+    size: int | tuple[int, ...] | None = None,
     minimum: int = 1,
     source_minimum: int = 16,
     limit: float | None = None,
@@ -110,7 +110,7 @@ def load_alpha(path: Source, *, shape: tuple[int, int], limit: float | None = No
         return None if opacity.min() == 1 else opacity
 
 
-def shape(path: Source, *, size: int | tuple[int, int] | None = None, minimum: int = 1) -> tuple[int, int]:
+def shape(path: Source, *, size: int | tuple[int, ...] | None = None, minimum: int = 1) -> tuple[int, int]:
     """Return the (height, width) of `load(path, size=size)`, from the file's header. Raises InputError as it does."""
     with _opening(path) as (name, opened):
         return _target(name, opened, size, minimum)[::-1]
@@ -276,18 +276,18 @@ def _opening(path: Source, *, minimum: int = 1, longest: int | None = None) -> I
         yield name, opened
 
 
-def _target(name: str, opened: decoding.Opened, size: int | tuple[int, int] | None, minimum: int) -> tuple[int, int]:
+def _target(name: str, opened: decoding.Opened, size: int | tuple[int, ...] | None, minimum: int) -> tuple[int, int]:
     """(width, height) of an opened image at a size. Raises InputError if a side is below the minimum."""
     w, h = opened.size
     if isinstance(size, tuple):
-        target = size[::-1]
+        height, width = size
     else:
         k = 1 if size is None else size / max(w, h)
-        target = round(w * k), round(h * k)
-    if min(target) < max(minimum, 1):
+        width, height = round(w * k), round(h * k)
+    if min(width, height) < max(minimum, 1):
         advice = f"under the minimum of {minimum}; choose a larger size or a less elongated image"
-        raise files.refusal(name, f"{w}x{h} px becomes {target[0]}x{target[1]} px, {advice}")
-    return target
+        raise files.refusal(name, f"{w}x{h} px becomes {width}x{height} px, {advice}")
+    return width, height
 
 
 def _check_content(name: str, file: File) -> None:

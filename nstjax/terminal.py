@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import FrameType
-from typing import Literal, NoReturn, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 from nstjax import host, interrupts
 from nstjax.errors import InputError, printable
@@ -183,7 +183,7 @@ def refusals(program: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], str | None]]:
+def stop_signals() -> Iterator[Callable[[], Any]]:
     """In the block, only note the first SIGINT (Ctrl-C) or SIGTERM; yields a function that returns its name, or None.
 
     A second signal interrupts at once, as usual.
