@@ -1,7 +1,7 @@
-"""PNG, JPEG, GIF and WebP files taken apart: what a decoder needs, and what we read ourselves (colour, orientation).
+"""PNG, JPEG, GIF and WebP files taken apart: what a decoder needs, and what we parse ourselves (color, orientation).
 
-Damaged metadata must not cost a sound image, and decoders stumble over it in many ways. So they are given a file
-without metadata; the profile and the EXIF data are parsed here. Damaged ones count as absent, as in browsers.
+An intact image with damaged metadata must load, but damaged metadata makes decoders fail in many ways. So decoders get
+a file without metadata, and we parse the color profile and the EXIF data. Damaged ones count as absent, as in browsers.
 """
 
 import bisect
@@ -11,9 +11,10 @@ import os
 import re
 import struct
 import zlib
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-MAX_PROFILE = 16_000_000  # bytes of a decompressed ICC profile; those of presses have about 2 million
+MAX_PROFILE = 16_000_000  # bytes of a decompressed ICC profile; those of printing presses have about 2 million
 MAX_TEXT = 1_000_000  # bytes of a decompressed text
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
@@ -21,27 +22,28 @@ _PNG_KNOWN = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 
 if TYPE_CHECKING:
     File = BinaryIO
-else:  # checked at run time, BinaryIO would be a protocol that an io.BytesIO does not fulfill
+else:  # at run time BinaryIO is checked as a protocol, which an io.BytesIO does not fulfill
     File = io.BufferedIOBase | io.RawIOBase
+Piece = bytes | tuple[int, int]  # or a (start, length) in a file
 
 
 class Parts(NamedTuple):
-    """A file for the decoder, and the metadata that matter for the pixels' meaning."""
+    """A file for the decoder, and the metadata on which the meaning of its pixels depends."""
 
     stream: File
     exif: bytes | None = None
     profile: bytes | None = None
     color: dict[bytes, bytes] | None = None  # a PNG's chunks
-    key: tuple[int, ...] | None = None  # the transparent 16-bit value or colour of a PNG
-    coefficients: int = 0  # bytes per pixel of what a progressive JPEG's decoder keeps
+    key: tuple[int, ...] | None = None  # the transparent 16-bit value or color of a PNG
+    coefficients: int = 0  # bytes per pixel that the decoder of a progressive JPEG keeps
 
 
 class Spliced(io.RawIOBase):
-    """A file that reads as pieces in a row, each of them bytes or a (start, length) in another file."""
+    """A file that reads as pieces in a row."""
 
-    def __init__(self, file: File, pieces: list[bytes | tuple[int, int]]):
+    def __init__(self, file: File, pieces: Sequence[Piece]) -> None:
         self.file, self.position = file, 0
-        self.pieces: list[bytes | tuple[int, int]] = []
+        self.pieces: list[Piece] = []
         for piece in pieces:
             last = self.pieces[-1] if self.pieces else b""
             if isinstance(piece, tuple) and isinstance(last, tuple) and sum(last) == piece[0]:
@@ -51,18 +53,18 @@ class Spliced(io.RawIOBase):
         lengths = (len(piece) if isinstance(piece, bytes) else piece[1] for piece in self.pieces)
         self.starts = [0, *itertools.accumulate(lengths)]
 
-    def readable(self):
+    def readable(self) -> bool:
         return True
 
-    def seekable(self):
+    def seekable(self) -> bool:
         return True
 
-    def seek(self, offset, whence=os.SEEK_SET):
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.starts[-1]}[whence]
         self.position = max(0, base + offset)
         return self.position
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: Any) -> int:
         if self.position >= self.starts[-1]:
             return 0
         number = bisect.bisect_right(self.starts, self.position) - 1
@@ -78,13 +80,13 @@ class Spliced(io.RawIOBase):
         return len(data)
 
 
-def spliced(file: File, pieces) -> File:
-    """A buffered file of pieces, each of them bytes or a (start, length) in `file`."""
+def spliced(file: File, pieces: Sequence[Piece]) -> File:
+    """Return a buffered file that consists of pieces of another file."""
     return io.BufferedReader(Spliced(file, pieces), 1 << 16)
 
 
 def parts(file: File) -> Parts:
-    """Take a file apart, if it is PNG, JPEG, GIF or WebP; ValueError where what holds the pixels is damaged."""
+    """Take a file apart, if it is PNG, JPEG, GIF or WebP. Raises ValueError if what the pixels need is damaged."""
     file.seek(0)
     start = file.read(16)
     file.seek(0)
@@ -100,7 +102,7 @@ def parts(file: File) -> Parts:
 
 
 def inflated(data: bytes, limit: int = MAX_PROFILE) -> bytes | None:
-    """zlib's data decompressed, or None if it is damaged, cut short or over `limit` bytes."""
+    """Decompress zlib's data; return None if it is damaged, cut short or over `limit` bytes."""
     decompressor = zlib.decompressobj()
     try:
         plain = decompressor.decompress(data, limit)
@@ -109,10 +111,11 @@ def inflated(data: bytes, limit: int = MAX_PROFILE) -> bytes | None:
     return plain if decompressor.eof else None
 
 
-def png_chunks(file: File):
+def png_chunks(file: File) -> Iterator[tuple[bytes, int, int, bytes | None]]:
     """Yield (kind, start, length, data) of a PNG's chunks up to IEND; data is None for IDAT, and for damaged metadata.
 
-    ValueError where a chunk that the pixels need is damaged, cut short or unknown (PNG specification 13.2).
+    Raises:
+        ValueError: a chunk that the pixels need is damaged, cut short or unknown (PNG specification 13.2).
     """
     file.seek(len(_PNG))
     while len(head := file.read(8)) == 8:
@@ -123,7 +126,7 @@ def png_chunks(file: File):
             if kind != b"IDAT" and length <= MAX_PROFILE:
                 data.append(block)
         sound = not left and file.read(4) == struct.pack(">I", checksum)
-        if kind[0] & 32 == 0:  # an upper-case letter: critical
+        if kind[0] & 32 == 0:  # an upper-case letter marks a critical chunk
             if kind not in _PNG_KNOWN:
                 raise ValueError(f"its chunk {kind!r} is in no standard PNG")
             if not sound and kind != b"IEND":
@@ -134,7 +137,7 @@ def png_chunks(file: File):
 
 
 def png_texts(file: File) -> dict[str, str]:
-    """The text of a PNG; {} for another file. What is damaged, or over MAX_TEXT bytes, is left out."""
+    """Return the text of a PNG, {} for another file. Damaged text and text over MAX_TEXT bytes is left out."""
     file.seek(0)
     found: dict[str, str] = {}
     for kind, _, _, data in png_chunks(file) if file.read(8) == _PNG else ():
@@ -150,19 +153,19 @@ def png_texts(file: File) -> dict[str, str]:
     return found
 
 
-def _png(file):
-    """Without all that is optional but transparency. A first chunk of each kind counts."""
-    pieces: list[bytes | tuple[int, int]] = [_PNG]
+def _png(file: File) -> Parts:
+    """A PNG without its optional chunks, except transparency. The first chunk of each kind counts."""
+    pieces: list[Piece] = [_PNG]
     metadata: dict[bytes, bytes] = {}
     header, key = b"", None
     for kind, start, length, data in png_chunks(file):
         if kind == b"IHDR" and not header:
-            header = data
+            header = data or b""
         if kind == b"tRNS" and data is not None and len(header) == 13 and kind not in metadata:
-            data, key = _png_transparency(header, data)
-            if data:
-                pieces.append(_chunk(kind, data))
-                metadata[kind] = data
+            plain, key = _png_transparency(header, data)
+            if plain:
+                pieces.append(_chunk(kind, plain))
+                metadata[kind] = plain
         elif kind in _PNG_KNOWN[:3]:
             pieces.append((start - 8, length + 12))
         elif data is not None:
@@ -171,8 +174,8 @@ def _png(file):
     return Parts(spliced(file, pieces), exif=metadata.get(b"eXIf"), color=metadata, key=key)
 
 
-def _png_transparency(header, data):
-    """(tRNS as Pillow understands it, the transparent value of 16 bits): Pillow knows only 8 bits; b"" if it is bad."""
+def _png_transparency(header: bytes, data: bytes) -> tuple[bytes, tuple[int, ...] | None]:
+    """(tRNS in 8 bits, the only depth that Pillow reads, or b""; the transparent value if the PNG has 16 bits)."""
     depth, color = header[8], header[9]
     if color == 3:
         return data[:256], None
@@ -185,14 +188,15 @@ def _png_transparency(header, data):
     return struct.pack(f">{count}H", *(value * 255 // (2**depth - 1) for value in values)), None
 
 
-def _chunk(kind, data):
+def _chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def _jpeg(file):
-    """Without APPn and comments, but for those on colour (JFIF and Adobe); markers are found as libjpeg does."""
-    pieces: list[bytes | tuple[int, int]] = [b"\xff\xd8"]
-    exif, profile, coefficients, position = None, {}, 0, 2
+def _jpeg(file: File) -> Parts:
+    """A JPEG without comments and APPn segments, except for JFIF and Adobe (color); finds markers as libjpeg does."""
+    pieces: list[Piece] = [b"\xff\xd8"]
+    profile: dict[int, tuple[int, bytes]] = {}  # {number from 1: (how many there are, part of the profile)}
+    exif, coefficients, position = None, 0, 2
     size = file.seek(0, os.SEEK_END)
     while (found := _next_marker(file, position)) is not None:
         marker, start = found
@@ -217,18 +221,18 @@ def _jpeg(file):
             profile[data[12]] = (data[13], data[14:])
         if marker in (0xC2, 0xC6, 0xCA, 0xCE) and len(data) > 5:
             coefficients = 2 * data[5]
-        colour = (marker == 0xE0 and len(data) >= 14 and data.startswith(b"JFIF\0")) or (
+        on_color = (marker == 0xE0 and len(data) >= 14 and data.startswith(b"JFIF\0")) or (
             marker == 0xEE and len(data) >= 12 and data.startswith(b"Adobe")
         )
-        if colour or not optional:
+        if on_color or not optional:
             pieces.append((start - 2, length + 2))
     whole = sorted(profile) == [*range(1, len(profile) + 1)] and all(n == len(profile) for n, _ in profile.values())
     icc = b"".join(profile[number][1] for number in sorted(profile)) if profile and whole else None
     return Parts(spliced(file, pieces), exif=exif, profile=icc, coefficients=coefficients)
 
 
-def _next_marker(file, position):
-    """(the next marker, where what follows it starts), or None at the end of the file."""
+def _next_marker(file: File, position: int) -> tuple[int, int] | None:
+    """(the next marker, the position after it), or None at the end of the file."""
     file.seek(position)
     before = b""
     while block := file.read(1 << 16):
@@ -239,29 +243,29 @@ def _next_marker(file, position):
     return None
 
 
-def _gif(file):
-    """Without comments and what applications add before the first frame."""
+def _gif(file: File) -> Parts:
+    """A GIF without comments and application data before the first frame."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     head = file.read(13)
     table = 3 * 2 ** (1 + (head[10] & 7)) if len(head) == 13 and head[10] & 0x80 else 0
-    pieces: list[bytes | tuple[int, int]] = [(0, len(head) + table)]
+    pieces: list[Piece] = [(0, len(head) + table)]
     position = len(head) + table
     file.seek(position)
     while (start := file.read(2))[:1] == b"!":
         while length := int.from_bytes(file.read(1)):
             file.seek(length, os.SEEK_CUR)
-        if start[1:] == b"\xf9":  # says which colour is transparent
+        if start[1:] == b"\xf9":  # says which color is transparent
             pieces.append((position, file.tell() - position))
         position = file.tell()
     pieces.append((position, max(0, size - position)))
     return Parts(spliced(file, pieces))
 
 
-def _webp(file):
-    """Without ICCP, EXIF and XMP, which libwebp would refuse where they are cut short."""
+def _webp(file: File) -> Parts:
+    """A WebP without ICCP, EXIF and XMP, since libwebp rejects files in which these are cut short."""
     size = file.seek(0, os.SEEK_END)
-    pieces: list[bytes | tuple[int, int]] = []
+    pieces: list[Piece] = []
     metadata: dict[bytes, bytes] = {}
     position, flags = 12, b""
     while position + 8 <= size:

@@ -1,71 +1,67 @@
-"""Pictures to train on -> batches: a folder of files, or COCO 2017 by TFDS's own builder.
+"""Images to train on -> batches: a folder of files, or COCO 2017 by TFDS's own builder.
 
-The order and every crop are a function of the seed and of how many pictures came before. So each batch is yielded with
-the position that follows it, a small dict for JSON, and from a position exactly the batches follow that would have
-followed, however many pictures were prefetched and whichever could not be read. Hosts deal the pictures out in turn.
+The order and every crop depend only on the seed and on how many images came before. So each batch is yielded with the
+position after it, a small dict for JSON, from which exactly the same batches follow, however many images were
+prefetched and whichever could not be read. Several hosts take the images in turn.
 """
 
 import hashlib
 import io
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float32
 
 from nstjax import files, images
 from nstjax.errors import InputError, reason
+from nstjax.files import PathLike
 from nstjax.optional import needed
 
 _JPEG, _NETPBM = (".jpg", ".jpeg", ".jpe", ".jfif"), (".ppm", ".pgm", ".pbm")
-_FORMATS = (".heic", ".heif", ".jxl")  # read by nstjax[formats]
+_OPTIONAL = (".heic", ".heif", ".jxl")  # need nstjax[formats]
 SUFFIXES = (
     *_JPEG,
     *_NETPBM,
-    *_FORMATS,
-    ".png",
-    ".webp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    ".avif",
-    ".jp2",
-    ".psd",
-    ".qoi",
+    *_OPTIONAL,
+    *(".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".psd", ".qoi"),
 )
+Image = Float32[np.ndarray, "_ _ 3"]  # in [0, 1]
+Position = dict[str, Any]  # how far batches have come, for JSON
 
 _log = logging.getLogger(__name__)
 
 
 class Source(NamedTuple):
-    """Pictures by number; `skipped` is {number: the line logged} of those that could not be read so far."""
+    """Images by number."""
 
     name: str
-    size: int
-    identity: str  # what a position holds good for
-    read: Callable[..., np.ndarray]  # (number, short=, least=) -> float32 [h, w, 3] in [0, 1]; or an InputError
-    skipped: dict[int, str]
+    size: int  # the number of images
+    identity: str  # of the data; a position is only valid for the same data
+    read: Callable[..., Image]  # (number, short=, least=): short side of the result and minimum in the file, in pixels
+    skipped: dict[int, str]  # {number: the line logged} of images that could not be read so far
 
 
-def listed(path) -> list[Path]:
-    """The pictures in a folder and the folders in it, in the order of their names; hidden files are left out."""
+def listed(path: PathLike) -> list[Path]:
+    """Return the images in a folder and its subfolders, in the order of their names; hidden files are left out."""
     return [Path(path, name) for name in _names(path)]
 
 
-def folder(path) -> Source:
-    """The pictures in a folder and the folders in it, in the order of their names; hidden files are left out.
+def folder(path: PathLike) -> Source:
+    """Return the images in a folder and its subfolders as a source, in the order of their names, without hidden files.
 
-    InputError if there are none.
+    Raises:
+        InputError: there are none.
     """
     names = _names(path)
     if not names:
-        raise files.refusal(path, f"has no pictures ({', '.join(SUFFIXES)}); give a folder that has")
+        raise files.refusal(path, f"has no images ({', '.join(SUFFIXES)}); give a folder that has")
     digest = hashlib.sha256(b"\0".join(os.fsencode(name) for name in names)).hexdigest()
 
-    def read(number, *, short, least):
+    def read(number: int, *, short: int, least: int) -> Image:
         file = Path(path, names[number])
         shape = _fit(images.shape(file, size=2**20), short)
         return images.load(file, size=shape, source_minimum=least)
@@ -73,11 +69,15 @@ def folder(path) -> Source:
     return Source(os.fspath(path), len(names), f"{len(names)} files, names {digest[:16]}", read, {})
 
 
-def coco(data_dir=None, *, split="train", downloads=None) -> Source:
-    """COCO 2017 as TFDS prepared it in data_dir (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets) as array_record.
+def coco(data_dir: PathLike | None = None, *, split: str = "train", downloads: PathLike | None = None) -> Source:
+    """Return COCO 2017 as a source; if it is not prepared yet, download and prepare it, which needs TensorFlow.
 
-    If it is not there it is downloaded (25 GB, into `downloads`) and prepared, for which alone TensorFlow is needed.
-    InputError if that cannot be done.
+    Args:
+        data_dir: where TFDS has prepared it as array_record; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
+        downloads: the folder for the download of 25 GB.
+
+    Raises:
+        InputError: it cannot be downloaded, prepared or read.
     """
     tfds = needed("tensorflow_datasets", "training data", '"nstjax[train]"')
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
@@ -86,19 +86,19 @@ def coco(data_dir=None, *, split="train", downloads=None) -> Source:
         found = _prepared(root)
     try:
         builder = tfds.builder_from_directory(found[-1])
-        # The file's own bytes: TFDS would decode by OpenCV or Pillow, whichever is there, with different pixels.
+        # Without decoding: TFDS would decode by OpenCV or Pillow, whichever is installed, to different pixels.
         records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         why = f"COCO is prepared in {found[-1]} in a format that only TensorFlow reads; name another folder"
         raise files.refusal(root, why) from error
-    except Exception as error:  # an unknown split, a file missing or damaged: all fail in their own ways
+    except Exception as error:  # an unknown split, a missing or a damaged file: TFDS raises many kinds
         raise files.refusal(root, f"COCO's {split!r} cannot be read as array_record ({reason(error)})") from error
 
-    def read(number, *, short, least):
-        name = f"coco/2017 {split}, picture {number}"
+    def read(number: int, *, short: int, least: int) -> Image:
+        name = f"coco/2017 {split}, image {number}"
         try:
             file = io.BytesIO(records[number]["image"])
-        except Exception as error:  # a damaged record fails in its own way
+        except Exception as error:  # a damaged record can raise many kinds
             raise files.refusal(name, f"cannot be read ({reason(error)})") from error
         file.name = name  # type: ignore[attr-defined]
         return images.load(file, size=_fit(images.shape(file), short), source_minimum=least)
@@ -108,14 +108,34 @@ def coco(data_dir=None, *, split="train", downloads=None) -> Source:
 
 
 def batches(
-    source, *, batch, crop, seed=0, scale=(1, 1.25), flip=True, host=0, hosts=1, threads=8, position=None
-) -> Iterator[tuple[np.ndarray, dict]]:
-    """Without end: (float32 [batch, crop, crop, 3] in [0, 1], the position after it).
+    source: Source,
+    *,
+    batch: int,
+    crop: int,
+    seed: int = 0,
+    scale: tuple[float, float] = (1, 1.25),
+    flip: bool = True,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 8,
+    position: object = None,
+) -> Iterator[tuple[Float32[np.ndarray, "_ _ _ 3"], Position]]:
+    """Return endless batches [batch, crop, crop, 3] in [0, 1], each with the position after it.
 
-    A picture's short side is resized to crop * uniform(scale), then a crop is taken anywhere in it, and mirrored half
-    of the time if `flip`. `batch` is for this one of the hosts; each epoch is shuffled anew and has every picture once.
-    One that cannot be read or is under half the crop is logged once, noted in source.skipped, and another, drawn by
-    the seed, takes its place. InputError if none can be read, or if `position` is of other data or another seed.
+    Each epoch is shuffled anew and has every image once. An image that cannot be read, or is smaller than half the
+    crop, is logged once and noted in source.skipped, and another one, drawn by the seed, takes its place.
+
+    Args:
+        batch: images in a batch of this host.
+        crop: side in pixels of the square that is cut out anywhere in an image.
+        scale: the image's short side is first resized to crop * uniform(scale).
+        flip: whether half of the crops are mirrored.
+        host: the number of this host, from 0; the other `hosts` get other images.
+        threads: that read images.
+        position: where to continue, a `Position`; by default the beginning.
+
+    Raises:
+        InputError: no image can be read, or the position is of other data or another seed.
     """
     possible = batch >= 1 and crop >= 1 and 0 <= host < hosts and 1 <= scale[0] <= scale[1] and 0 <= seed < 2**32
     if not possible:
@@ -124,78 +144,87 @@ def batches(
     start = _start(source, identity, position)
     grain = needed("grain", "training data", '"nstjax[train]"')
 
-    def sample(number, rng):
+    def sample(number: int, rng: np.random.Generator) -> Image:
         return _sample(source, number, rng, crop=crop, scale=scale, flip=flip)
 
-    for number in range(source.size):  # one that can be read, or the refusal that there is none
+    for number in range(source.size):  # raises InputError early if no image can be read
         if _read(source, number, short=crop, least=crop // 2) is not None:
             break
     everything = grain.MapDataset.range(source.size).seed(seed).shuffle().repeat().random_map(sample)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch, 2 * threads))
-    # Sliced after the random map, whose generator is keyed by the number in `everything`.
+    # Sliced after the random map, whose generator depends on the index in `everything`.
     samples = iter(everything[start + host :: hosts].to_iter_dataset(options))
 
-    def stream():
+    def stream() -> Iterator[tuple[Float32[np.ndarray, "_ _ _ 3"], Position]]:
         seen = start
         while True:
-            pictures = np.stack([next(samples) for _ in range(batch)])
+            stacked = np.stack([next(samples) for _ in range(batch)])
             seen += batch * hosts
-            yield pictures, {"pictures": seen, **identity}
+            yield stacked, {"pictures": seen, **identity}
 
     return stream()
 
 
-def _start(source, identity, position):
-    """How many pictures came before the position, after checking that it is one of this source and seed."""
+def _start(source: Source, identity: Mapping[str, Any], position: object) -> int:
+    """How many images came before the position, after checking that it is of this source and seed."""
     if position is None:
         return 0
-    seen = position.get("pictures") if isinstance(position, dict) else None
+    given = position if isinstance(position, dict) else {}
+    seen = given.get("pictures")
     if type(seen) is not int or not 0 <= seen < 2**62:
-        raise files.refusal(source.name, "the position to go on from is damaged; start from the beginning")
+        raise files.refusal(source.name, "the position to resume from is damaged; start from the beginning")
     for key, here in identity.items():
-        if position.get(key) != here:
-            there = f"the position to go on from is of {key} {position.get(key)!r}, here it is {here!r}"
+        if given.get(key) != here:
+            there = f"the position to resume from is of {key} {given.get(key)!r}, here it is {here!r}"
             raise files.refusal(source.name, f"{there}; use the same data and seed, or start from the beginning")
     return seen
 
 
-def _sample(source, number, rng, *, crop, scale, flip):
-    """A crop [crop, crop, 3] of picture `number`, or of another if it cannot be read."""
+def _sample(
+    source: Source,
+    number: int,
+    rng: np.random.Generator,
+    *,
+    crop: int,
+    scale: tuple[float, float],
+    flip: bool,
+) -> Image:
+    """A crop [crop, crop, 3] of image `number`, or of another one if it cannot be read."""
     while True:
         short = round(crop * rng.uniform(*scale))
-        picture = _read(source, int(number), short=short, least=crop // 2)
-        if picture is not None:
+        image = _read(source, int(number), short=short, least=crop // 2)
+        if image is not None:
             break
-        number = rng.integers(source.size)
-    top, left = (rng.integers(side - crop, endpoint=True) for side in picture.shape[:2])
+        number = int(rng.integers(source.size))
+    top, left = (rng.integers(side - crop, endpoint=True) for side in image.shape[:2])
     mirror = -1 if flip and rng.random() < 0.5 else 1
-    return picture[top : top + crop, left : left + crop][:, ::mirror]
+    return image[top : top + crop, left : left + crop][:, ::mirror]
 
 
-def _read(source, number, *, short, least):
-    """The picture, or None and a line in the log. InputError once every one of them has failed."""
+def _read(source: Source, number: int, *, short: int, least: int) -> Image | None:
+    """The image, or None and a line in the log if it cannot be read. Raises InputError once all of them have failed."""
     try:
         return source.read(number, short=short, least=least)
     except InputError as error:
         line = str(error)
-    if source.skipped.setdefault(number, line) is line:  # of several threads one is the first
+    if source.skipped.setdefault(number, line) is line:  # only one of several threads is the first
         _log.warning("skipped %s", line)
     if len(source.skipped) == source.size:
-        why = f"none of its {source.size} pictures can be read; for one, {source.skipped[0]}"
+        why = f"none of its {source.size} images can be read; for one, {source.skipped[0]}"
         raise files.refusal(source.name, why)
     return None
 
 
-def _fit(shape, short):
-    """(h, w) in the proportions of `shape` whose short side is `short`."""
+def _fit(shape: tuple[int, int], short: int) -> tuple[int, int]:
+    """(h, w) with the aspect of `shape` and a short side of `short`."""
     h, w = (max(side, 1) for side in shape)
     return (short, round(short * w / h)) if h <= w else (round(short * h / w), short)
 
 
-def _names(path):
-    """The names of all pictures in a folder, relative to it; links are followed, each folder once.
+def _names(path: PathLike) -> list[str]:
+    """The names of all images in a folder, relative to it; links are followed, and each folder is listed once.
 
-    A folder in it that cannot be listed is logged and left out. InputError if it cannot be listed itself.
+    A subfolder that cannot be listed is logged and left out. Raises InputError if the folder itself cannot be listed.
     """
     names, todo, seen = [], [os.fspath(path)], set()
     while todo:
@@ -220,31 +249,33 @@ def _names(path):
     return sorted(names)
 
 
-def _kind(entry):
-    """ "folder" or "file", which a broken link counts as, so that it is noted; None for pipes and devices."""
+def _kind(entry: os.DirEntry[str]) -> str | None:
+    """ "folder", "file" or, for pipes and devices, None. A broken link counts as a file, so that it is logged."""
     try:
         if entry.is_dir():
             return "folder"
         return "file" if entry.is_file() or entry.is_symlink() else None
-    except OSError:  # links in a circle, or no permission to look
+    except OSError:  # links in a circle, or no permission
         return "file"
 
 
-def _prepared(root):
-    """The folders of the prepared versions of COCO 2017, the newest last. TFDS renames them when they are whole."""
+def _prepared(root: Path) -> list[Path]:
+    """The folders of the prepared versions of COCO 2017, the newest last. TFDS renames them once they are complete."""
     versions = (root / "coco" / "2017").glob("*.*.*/dataset_info.json")
     named = (file.parent for file in versions if file.parent.name.replace(".", "").isdigit())
     return sorted(named, key=lambda version: [int(part) for part in version.name.split(".")])
 
 
-def _prepare(tfds, root, downloads):
-    """Download and prepare. TFDS unpacks beside the downloads, so it needs 75 GB until these are deleted."""
-    purpose = f"{root}: COCO is not prepared there yet, which, once,"
+def _prepare(tfds: Any, root: Path, downloads: PathLike | None) -> None:
+    """Download and prepare COCO. TFDS unpacks beside the downloads, so it needs 75 GB until these are deleted."""
+    purpose = f"{root}: preparing COCO there, once,"
     tensorflow = needed("tensorflow", purpose, '"nstjax[prepare]"')
     try:
-        tensorflow.config.set_visible_devices([], "GPU")  # or it takes all of the GPU's memory from jax
+        tensorflow.config.set_visible_devices(
+            [], "GPU"
+        )  # TensorFlow would reserve all of the GPU's memory, which jax needs
         builder = tfds.builder("coco/2017", data_dir=root, file_format="array_record")
-        # Google's bucket, if it had COCO, would give tfrecord, which only TensorFlow reads.
+        # Google's bucket would, if it had COCO, provide tfrecord, which only TensorFlow reads.
         config = tfds.download.DownloadConfig(try_download_gcs=False)
         builder.download_and_prepare(download_dir=downloads, download_config=config)
     except Exception as error:  # the network, the disk, a checksum, a missing package: TFDS raises many kinds

@@ -1,6 +1,6 @@
-"""Image files opened by their header: size, orientation, colour profile and the memory that decoding takes.
+"""Image files opened by their header: size, orientation, color profile and the memory that decoding takes.
 
-Formats that start programs (EPS runs Ghostscript) or take nearly any bytes are left out.
+Formats that start programs (EPS runs Ghostscript), or that nearly any bytes are valid in, are left out.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import importlib
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,13 +19,13 @@ from nstjax import containers, profiles, tiff
 
 READABLE = ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000", "PSD", "QOI", "HEIF", "JXL")
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # per pixel, of Pillow's modes; else 4
-# Bytes per pixel that a decoder holds beside the image, measured.
+# Bytes per pixel that a decoder takes beside the image, as measured.
 _WORKSPACE = {"WEBP": 13, "AVIF": 12, "JPEG2000": 20, "QOI": 6, "HEIF": 16, "JXL": 24, "PPM": 4, "GIF": 1}
 _QUIET = threading.Lock()
 
 
 class Opened(NamedTuple):
-    """An image file of which the header is read; sizes are (width, height) as stored."""
+    """An image file whose header has been read; sizes are (width, height) as stored."""
 
     decode: Callable[[], Image.Image]
     pixels: tuple[int, int]  # of what `decode` returns, which may be reduced
@@ -44,10 +44,15 @@ class Opened(NamedTuple):
 
 
 def header(file: containers.File, *, longest: int | None = None, huge: int = 64_000_000) -> Opened:
-    """Read what a file is. Raises `tiff.Unsupported` with the reason, and nearly anything on a corrupt file.
+    """Return what the header of an image file says.
 
-    huge: pixels above which images are decoded one at a time, and a JPEG at a reduced scale where `longest`, the side
-    in pixels that is asked for, allows it.
+    Args:
+        longest: the long side in pixels that is wanted, if a reduced scale will do.
+        huge: pixels above which images are decoded one at a time, and JPEGs at a reduced scale if `longest` allows it.
+
+    Raises:
+        tiff.Unsupported: the file has a feature that cannot be read; the message names it.
+        Exception: a corrupt file can raise nearly anything.
     """
     file.seek(0)
     start = file.read(64)
@@ -65,20 +70,20 @@ def header(file: containers.File, *, longest: int | None = None, huge: int = 64_
     if parts.color is not None:
         profile = profiles.of_png(parts.color)
     about, (w, h) = tiff.exif(exif), image.size
-    if w * h > huge and longest:  # not for all, as decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
+    if w * h > huge and longest:  # only then, since decoding JPEG at 1/2, 1/4 or 1/8 changes the pixels a little
         image.draft(None, (2 * longest, 2 * longest))
-    coloured_key = len(parts.key or ()) == 3
+    color_key = len(parts.key or ()) == 3
 
-    def decode():
+    def decode() -> Image.Image:
         with quietly() if w * h > huge else contextlib.nullcontext():
             image.load()
-        if coloured_key:
+        if color_key:
             return _without_key(image, parts)
         if parts.key:
             image.info["transparency"] = parts.key[0]
         return image
 
-    held = _BYTES.get(image.mode, 4) * (3 if coloured_key else 1) + _WORKSPACE.get(image.format or "", 0)
+    held = _BYTES.get(image.mode, 4) * (3 if color_key else 1) + _WORKSPACE.get(image.format or "", 0)
     return Opened(
         decode=decode,
         pixels=image.size,
@@ -92,14 +97,15 @@ def header(file: containers.File, *, longest: int | None = None, huge: int = 64_
     )
 
 
-def _tiff(file, huge):
+def _tiff(file: containers.File, huge: int) -> Opened:
+    """`header` of a TIFF."""
     found = tiff.directory(file)
     about, stream = tiff.layout(found), tiff.without_metadata(file, found)
     w, h = about.size
 
-    def by_pillow():
+    def by_pillow() -> Image.Image:
         with quietly():
-            # Of YCbCr, Pillow's own decoder knows no subsampling, libtiff does.
+            # Pillow's own decoder cannot read subsampled YCbCr; libtiff can.
             TiffImagePlugin.READ_LIBTIFF = about.photometric == 6
             try:
                 image = Image.open(stream, formats=("TIFF",))
@@ -127,8 +133,8 @@ def _tiff(file, huge):
     )
 
 
-def _require(start):
-    """Load the package that reads HEIC or JPEG XL; Unsupported, with the line that installs it, if it is missing."""
+def _require(start: bytes) -> None:
+    """Load the package that reads HEIC or JPEG XL. Raises Unsupported, with the install line, if it is missing."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     if brand in (b"avif", b"avis") and not features.check("avif"):
         raise tiff.Unsupported("is AVIF, which this Pillow cannot read: pip install --upgrade pillow")
@@ -138,20 +144,22 @@ def _require(start):
         _optional("JPEG XL", "pillow_jxl")  # registers itself
 
 
-def _optional(kind, package) -> Any:
+def _optional(kind: str, package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
         raise tiff.Unsupported(f'is {kind}, which needs {package}: pip install "nstjax[formats]"') from error
 
 
-def _without_key(image, parts):
-    """A 16-bit RGB PNG as RGBA: transparent where all 16 bits are the key's, of which Pillow keeps the high bytes."""
-    high = image
+def _without_key(high: Image.Image, parts: containers.Parts) -> Image.Image:
+    """A 16-bit RGB PNG as RGBA: transparent where all 16 bits of each channel equal the key's.
+
+    Pillow keeps only the high bytes, so the file is decoded a second time for the low ones.
+    """
     parts.stream.seek(0)
     with quietly():
         low = Image.open(parts.stream, formats=("PNG",))
-    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # little-endian: the other byte
+    low.tile = [tile._replace(args="RGB;16L") for tile in low.tile]  # read as little-endian, Pillow keeps the low byte
     low.load()
     out, (w, h) = high.convert("RGBA"), high.size
     step = max(1, tiff.BLOCK // w)
@@ -166,8 +174,8 @@ def _without_key(image, parts):
 
 
 @contextlib.contextmanager
-def quietly():
-    """No warnings from Pillow, nor its own limit on pixels. Both settings are global: hence the lock."""
+def quietly() -> Iterator[None]:
+    """Suppress Pillow's warnings and lift its own limit on pixels in the block, under a lock: both are global."""
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

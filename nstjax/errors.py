@@ -1,14 +1,14 @@
-"""The one error that a user, rather than a programmer, is meant to read."""
+"""The one error whose message is for users rather than programmers, and text that a terminal can show."""
 
 
 class InputError(ValueError):
-    """Bad input from the user: one line that names the file or flag and says what to do.
+    """Bad input from the user; its message is one line that names the file or flag and says what to do.
 
-    Names of files can hold newlines and a terminal's control sequences; they are shown escaped.
+    File names can contain newlines and a terminal's control sequences, which are escaped.
 
     Args:
         message: what is wrong, and what to do.
-        argument: the name of the function's argument that is wrong, if it is one; commands show it as their flag.
+        argument: the name of the function's argument that is wrong, if there is one; commands show it as their flag.
     """
 
     def __init__(self, message: str, *, argument: str | None = None) -> None:
@@ -17,14 +17,14 @@ class InputError(ValueError):
 
 
 def reason(error: BaseException) -> str:
-    """Return what went wrong, in one line: the system's words if there are any, else the error's first line or type."""
+    """Return what went wrong, in one line: the system's message if there is one, or the error's first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def printable(text: object) -> str:
-    """One line that a terminal shows as it is: `str(text)` with control, bidi and undecodable characters escaped."""
+    """Return `str(text)` in one line that is safe to print, with control, bidi and undecodable characters escaped."""
     return "".join(c if c.isprintable() else _escaped(c) for c in str(text))
 
 

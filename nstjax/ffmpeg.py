@@ -1,4 +1,4 @@
-"""Runs ffmpeg, which imageio-ffmpeg brings: on local files in known containers only, and under a time limit."""
+"""Runs ffmpeg, which imageio-ffmpeg installs: on local files in known containers only, and under a time limit."""
 
 import contextlib
 import os
@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
@@ -17,10 +16,10 @@ from nstjax import files
 from nstjax.errors import InputError
 
 PROBE_SECONDS = 60  # to find out what is in a file
-STALL_SECONDS = 300  # without progress, after which ffmpeg is taken to hang
+STALL_SECONDS = 300  # without progress, after which ffmpeg is assumed to hang
 
-# Containers that hold what they play. ffmpeg goes by content, not by name, and would follow playlists and scripts
-# (concat, hls, dash, sdp, avisynth) to other files and hosts.
+# Containers that hold what they play. ffmpeg recognizes files by their content, not by name, and would follow playlists
+# and scripts (concat, hls, dash, sdp, avisynth) to other files and hosts.
 _CONTAINERS = (
     *("mov", "matroska", "webm", "avi", "mpeg", "mpegts", "asf", "flv", "live_flv", "ogg", "mxf", "gxf", "nut", "rm"),
     *("wtv", "ivf", "gif", "apng", "webp_anim", "yuv4mpegpipe"),
@@ -31,7 +30,7 @@ _MAX_PIXELS = 2**28  # of a frame: 16384 x 16384
 
 
 def command(level: str = "error") -> list[str]:
-    """The beginning of ffmpeg's command line. Raises InputError if ffmpeg is not installed."""
+    """Return the beginning of ffmpeg's command line. Raises InputError if ffmpeg is not installed."""
     try:
         import imageio_ffmpeg
 
@@ -41,28 +40,20 @@ def command(level: str = "error") -> list[str]:
     return [program, "-hide_banner", "-nostdin", "-loglevel", f"level+{level}"]
 
 
-def source(path) -> list[str]:
-    """The options that open a file for reading."""
+def source(path: files.PathLike) -> list[str]:
+    """Return the options that open a file for reading."""
     closed = ["-protocol_whitelist", "file", "-format_whitelist", ",".join(_CONTAINERS)]
     return [*closed, "-max_pixels", str(_MAX_PIXELS), "-i", name(path)]
 
 
-def name(path) -> str:
-    """A file's name as ffmpeg takes it, which reads "a:b" and "-a" otherwise."""
+def name(path: files.PathLike) -> str:
+    """Return a file's name in the form in which ffmpeg takes "a:b" for no protocol and "-a" for no option."""
     return f"file:{os.fspath(path)}"
 
 
-def check_regular(path) -> None:
-    """Raise InputError unless path is a regular file: reading from a pipe or a device may never end."""
-    if not Path(path).exists():
-        raise files.refusal(path, "no such file; check the name")
-    if not Path(path).is_file():
-        raise files.refusal(path, "is not a regular file; give the name of a video")
-
-
-def run(arguments, *, seconds: float) -> tuple[int, str, str]:
-    """(exit status, stdout, stderr) of a command, which is ended after so many seconds; the status is then not 0."""
-    pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+def run(arguments: Sequence[str], *, seconds: float) -> tuple[int, str, str]:
+    """Run a command and return (exit status, stdout, stderr); it is killed after so many seconds, with status -9."""
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with started(arguments, **pipes) as process:
         try:
             out, said = process.communicate(timeout=seconds)
@@ -72,10 +63,14 @@ def run(arguments, *, seconds: float) -> tuple[int, str, str]:
 
 
 @contextlib.contextmanager
-def started(arguments, **streams) -> Iterator[Any]:
-    """A process that Ctrl-C does not reach, and that is ended with the block, with all that it started.
+def started(arguments: Sequence[str], **streams: Any) -> Iterator[Any]:
+    """Start a subprocess.Popen that Ctrl-C does not reach; at the end of the block it and its children are killed.
 
-    Raises InputError if it cannot be started.
+    Args:
+        streams: stdin, stdout and stderr, as subprocess.Popen takes them.
+
+    Raises:
+        InputError: it cannot be started.
     """
     try:
         process = subprocess.Popen(arguments, start_new_session=True, **streams)
@@ -92,8 +87,8 @@ def started(arguments, **streams) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def limited(process) -> Iterator[None]:
-    """Ends the process if the block takes longer than STALL_SECONDS; its pipes then break, so that the block ends."""
+def limited(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Kill the process if the block takes longer than STALL_SECONDS; its pipes then break, so that the block ends."""
     timer = threading.Timer(STALL_SECONDS, _kill, [process])
     timer.daemon = True
     timer.start()
@@ -103,7 +98,7 @@ def limited(process) -> Iterator[None]:
         timer.cancel()
 
 
-def _kill(process):
+def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is None:
         try:
             os.killpg(process.pid, signal.SIGKILL)  # ffmpeg may be a script that started the real one
@@ -112,11 +107,11 @@ def _kill(process):
 
 
 def reason(said: str) -> str:
-    """Why ffmpeg failed, from what it said on stderr: its first error, without the name of the part it came from."""
+    """Return why ffmpeg failed: the first error on its stderr, without the name of the component that reported it."""
     errors = re.findall(r"^(?:\[[^]]* @ [^]]*\] )*\[(?:error|fatal|panic)\] +(\S.*)", said, re.MULTILINE)
     return errors[0].strip() if errors else "ffmpeg does not say why"
 
 
-def warn(path, why) -> None:
-    """One line on stderr, of what is lost without stopping the work."""
+def warn(path: files.PathLike, why: object) -> None:
+    """Print one line on stderr about a loss that does not stop the work."""
     tqdm.write(str(files.refusal(path, why)), file=sys.stderr)

@@ -13,7 +13,7 @@ import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nstjax.errors import InputError, printable
 
@@ -22,27 +22,30 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+PathLike = str | os.PathLike[str]
 NAME_MAX = 255  # bytes of a file's name, where the system does not say
 _SLOTS = 8  # temporary names of an output: as many processes can write it at the same time
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 class Numbered(NamedTuple):
-    """The outputs in a folder whose names match a regular expression, such as frames; for `check_outputs`."""
+    """Outputs in a folder whose names match a regular expression, such as frames; for `check_outputs`."""
 
     folder: Path
     names: str
 
     def matches(self, name: str) -> bool:
-        """Whether an output can have this name; in any case, as some file systems have it."""
+        """Whether an output can have this name, upper or lower case: some file systems do not tell them apart."""
         return re.fullmatch(self.names, name, re.IGNORECASE) is not None
 
 
-def write(path, data: bytes) -> None:
+def write(path: PathLike, data: bytes) -> None:
     """Write beside path, then rename: a reader sees the whole old file or the whole new one, whatever happens.
 
-    Missing folders are created and links followed. Raises InputError if the file cannot be written, and for a device,
-    a FIFO or a socket; an older file stays as it was.
+    Missing folders are created and links are followed.
+
+    Raises:
+        InputError: the file cannot be written, or is a device, a FIFO or a socket. An older file stays as it was.
     """
     check_regular(path)
     target = Path(os.path.realpath(path))
@@ -60,11 +63,16 @@ def write(path, data: bytes) -> None:
         raise refusal(path, f"cannot be written ({error.strerror or error}); {advice}") from error
 
 
-def write_csv(path, rows: Sequence[Mapping], *, columns: Iterable[str] | None = None) -> None:
-    """Write rows as a table with a header, whole or not at all. columns: by default those of the first row.
+def write_csv(path: PathLike, rows: Sequence[Mapping[str, Any]], *, columns: Iterable[str] | None = None) -> None:
+    """Write rows as a table with a header, whole or not at all.
 
-    A text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay as they are. Raises
-    InputError if the file cannot be written.
+    Text that a spreadsheet would run as a formula gets an apostrophe in front; numbers stay as they are.
+
+    Args:
+        columns: in their order; by default those of the first row.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     columns = list(rows[0] if columns is None and rows else columns or ())
     text = io.StringIO()
@@ -74,11 +82,11 @@ def write_csv(path, rows: Sequence[Mapping], *, columns: Iterable[str] | None = 
     write(path, text.getvalue().encode())
 
 
-def _cell(value):
+def _cell(value: Any) -> Any:
     """A cell of a table that no spreadsheet takes for a formula (OWASP, "CSV injection")."""
     if not isinstance(value, str):
         return value
-    text = printable(value)  # a tab or a line's end could begin a formula too
+    text = printable(value)  # a tab or a line break could begin a formula too
     with contextlib.suppress(ValueError):
         float(text)
         return text
@@ -86,21 +94,26 @@ def _cell(value):
 
 
 @contextlib.contextmanager
-def temporary(path, *, suffix: str = "") -> Iterator[Path]:
-    """A new, empty file beside `path`, to be filled and renamed to it; removed at the end if it is still there.
+def temporary(path: PathLike, *, suffix: str = "") -> Iterator[Path]:
+    """Create an empty file beside `path`, to be filled and renamed to it; remove it at the end if it is still there.
 
-    suffix: of its name, for programs that go by it. What killed processes left behind for the same output is removed;
-    a living process holds a lock on its own. Raises OSError if no file can be created.
+    Files that killed processes left behind for the same output are removed; a running process holds a lock on its own.
+
+    Args:
+        suffix: of the file's name, for programs that choose a format by it.
+
+    Raises:
+        OSError: no file can be created.
     """
     name, descriptor = _claim(Path(os.path.realpath(path)), suffix)
     created = os.fstat(descriptor)
     if fcntl is None:
-        os.close(descriptor)  # Windows renames no open file
+        os.close(descriptor)  # Windows cannot rename an open file
     try:
         yield name
     finally:
         with contextlib.suppress(OSError):
-            # Once renamed, the name may already be another process's.
+            # Once this file is renamed, its old name may already be that of another process's file.
             if os.path.samestat(os.lstat(name), created):
                 os.unlink(name)
         if fcntl is not None:
@@ -108,8 +121,8 @@ def temporary(path, *, suffix: str = "") -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def temporary_folder(path) -> Iterator[Path]:
-    """A new, empty folder beside `path`, removed with all that is in it at the end; otherwise as `temporary`."""
+def temporary_folder(path: PathLike) -> Iterator[Path]:
+    """Create an empty folder beside `path`, and remove it with all that is in it at the end; else as `temporary`."""
     with temporary(path) as lock:
         folder = _folder_of(lock)
         shutil.rmtree(folder, ignore_errors=True)
@@ -120,15 +133,15 @@ def temporary_folder(path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _folder_of(lock):
-    """The name of the folder that a temporary file stands for."""
+def _folder_of(lock: PathLike) -> Path:
+    """The temporary folder that belongs to a temporary file, whose lock protects both."""
     return Path(f"{os.fspath(lock)}.d")
 
 
-def _claim(target, suffix):
+def _claim(target: Path, suffix: str) -> tuple[Path, int]:
     """(name, descriptor) of a new file beside target on which this process holds a lock."""
     slots = [hashlib.sha256(os.fsencode(f"{slot} {target.name}")).hexdigest()[:16] for slot in range(_SLOTS)]
-    # A last one for file systems without locks, where nobody knows which of the others are in use.
+    # The last name is for file systems without locks, where nobody can tell which of the others are in use.
     names = [target.with_name(f".nstjax-{slot}.tmp{suffix}") for slot in (*slots, secrets.token_hex(8))]
     for name in names[:-1]:
         _remove_if_dead(name)
@@ -139,12 +152,12 @@ def _claim(target, suffix):
             _lock(descriptor)
             if _names(name, descriptor):
                 return name, descriptor
-            os.close(descriptor)  # removed before the lock was there
+            os.close(descriptor)  # another process removed the file before it was locked
     raise OSError(errno.EEXIST, "too many temporary files", str(target))
 
 
-def _remove_if_dead(name):
-    """Remove a temporary file, and its folder, that no living process holds; nothing where that cannot be known."""
+def _remove_if_dead(name: PathLike) -> None:
+    """Remove a temporary file and its folder if no running process holds them, and if that can be known."""
     with contextlib.suppress(OSError):
         descriptor = os.open(name, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
@@ -155,8 +168,8 @@ def _remove_if_dead(name):
             os.close(descriptor)
 
 
-def _lock(descriptor, *, wait=True):
-    """Whether this process now holds the lock on a file, which ends with the descriptor or the process."""
+def _lock(descriptor: int, *, wait: bool = True) -> bool:
+    """Lock a file until its descriptor is closed or the process ends; return whether this process holds the lock."""
     if fcntl is None:
         return False
     try:
@@ -166,33 +179,33 @@ def _lock(descriptor, *, wait=True):
     return True
 
 
-def _names(name, descriptor):
-    """Whether a name is still the open file's."""
+def _names(name: PathLike, descriptor: int) -> bool:
+    """Whether a name still refers to the open file."""
     with contextlib.suppress(OSError):
         return os.path.samestat(os.lstat(name), os.fstat(descriptor))
     return False
 
 
-def clean(folder) -> None:
-    """Remove what killed processes left of `temporary` in a folder; what a living process holds stays."""
+def clean(folder: PathLike) -> None:
+    """Remove the temporary files that killed processes left in a folder; those of running processes stay."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if re.fullmatch(r"\.nstjax-[0-9a-f]{16}\.tmp(\.\w+)?", name):
                 _remove_if_dead(os.path.join(folder, name))
 
 
-def check_regular(path) -> None:
+def check_regular(path: PathLike) -> None:
     """Raise InputError if path is, or links to, a FIFO, a device or a socket, or if it cannot be a file's name.
 
-    To open one can block for ever, to read one can be endless, and to replace one breaks what it is for. Folders and
-    missing files pass.
+    Opening one of these can block forever, reading it may never end, and replacing it breaks what it is for. Folders
+    and missing files pass.
     """
     status = _status(path)
     if status is not None and (kind := _KINDS.get(stat.S_IFMT(status.st_mode))):
         raise refusal(path, f"is {kind}, not a regular file; give the name of a file")
 
 
-def check_file(path, advice: str) -> None:
+def check_file(path: PathLike, advice: str) -> None:
     """Raise InputError, with the advice, unless path is a regular file or links to one."""
     check_regular(path)
     status = _status(path)
@@ -202,8 +215,8 @@ def check_file(path, advice: str) -> None:
         raise refusal(path, f"is a folder; {advice}")
 
 
-def check_writable(path) -> None:
-    """Raise InputError if `write(path, ...)` could not work; leaves nothing behind. Missing folders are fine."""
+def check_writable(path: PathLike) -> None:
+    """Raise InputError if `write(path, ...)` could not work. Nothing is left behind; missing folders are fine."""
     check_regular(path)
     target = Path(os.path.realpath(path))
     if target.is_dir():
@@ -213,23 +226,25 @@ def check_writable(path) -> None:
         raise refusal(path, f"{folder} is a file, not a folder; choose another folder")
     longest = max(len(os.fsencode(part)) for part in target.relative_to(folder).parts)
     if longest > (limit := _name_max(folder)):
-        raise refusal(path, f"a name of {longest} bytes is too long, the most is {limit}; choose a shorter one")
+        raise refusal(path, f"a name of {longest} bytes is over the limit of {limit}; choose a shorter one")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise refusal(path, f"the folder {folder} is not writable; choose another folder")
     try:
-        # Permissions alone do not tell: the administrator has them all, even on file systems that take no files.
+        # Permissions are not enough: an administrator has them all, even on file systems that accept no files.
         with temporary(folder / target.name):
             pass
     except OSError as error:
         raise refusal(path, f"the folder {folder} is not writable ({error.strerror}); choose another folder") from error
 
 
-def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
+def check_outputs(outputs: Iterable[PathLike | Numbered], inputs: Iterable[PathLike]) -> None:
     """Raise InputError if an output would be written over an input or over another output, whatever their names.
 
     The same file can have several names: by links, hard links, mounts, and spellings that a file system does not
-    tell apart. inputs: files, by their names; those that are missing do not count. What killed runs left in the
-    outputs' folders is removed.
+    tell apart. Temporary files that killed runs left in the outputs' folders are removed.
+
+    Args:
+        inputs: names of files; those that are missing do not count.
     """
     outputs = list(outputs)
     single = [Path(path) for path in outputs if not isinstance(path, Numbered)]
@@ -239,13 +254,13 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
         if (key := _identity(path)) in read:
             known = "" if str(read[key]) == str(path) else f" ({read[key]})"
             raise refusal(path, f"is an input{known} and would be overwritten; choose another name for the output")
-    written: dict[tuple, Path] = {}
+    written: dict[tuple[int, int, str], Path] = {}
     for path in single:
         if (other := written.setdefault(_identity(path), path)) is not path:
             raise refusal(path, f"another output would be written over it ({other}); choose another name for one")
-        folder = _identity(path.parent)
+        place = _identity(path.parent)
         for each in numbered:
-            if folder == _identity(each.folder) and each.matches(path.name):
+            if place == _identity(each.folder) and each.matches(path.name):
                 raise refusal(path, f"other outputs in {each.folder} have such names; choose another name")
     for folder in {Path(os.path.realpath(path)).parent for path in single} | {each.folder for each in numbered}:
         clean(folder)
@@ -258,7 +273,7 @@ def check_outputs(outputs: Iterable[Path | Numbered], inputs: Iterable) -> None:
 
 
 def members(numbered: Numbered) -> list[Path]:
-    """The outputs of such names that are there already."""
+    """Return the files of such names that exist."""
     try:
         names = os.listdir(numbered.folder)
     except OSError:
@@ -267,7 +282,7 @@ def members(numbered: Numbered) -> list[Path]:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names in order; one that differs from another in case at most gets a number: x, x-2, x-3."""
+    """Return the names in order; one that equals an earlier one, case aside, gets a number: x, x-2, x-3."""
     taken, seen = {_folded(name) for name in names}, set()
     counts: dict[str, int] = {}
     result = []
@@ -281,13 +296,13 @@ def distinct(names: Sequence[str]) -> list[str]:
     return result
 
 
-def refusal(path, why) -> InputError:
-    """An InputError of one line, whatever is in the path or in an error's text."""
+def refusal(path: PathLike, why: object) -> InputError:
+    """Return an InputError that names a file, in one line, whatever is in its name or in an error's text."""
     return InputError(f"{os.fspath(path)}: {' '.join(str(why).splitlines())}")
 
 
-def _status(path):
-    """os.stat, or None if there is no such file. InputError for names that no file can have."""
+def _status(path: PathLike) -> os.stat_result | None:
+    """os.stat, or None if there is no such file. Raises InputError for names that no file can have."""
     try:
         return os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -296,18 +311,19 @@ def _status(path):
         raise refusal(path, f"cannot be used ({getattr(error, 'strerror', None) or error}); check the name") from error
 
 
-def _name_max(folder):
+def _name_max(folder: Path) -> int:
+    """The limit of a file's name in bytes."""
     try:
         return os.pathconf(folder, "PC_NAME_MAX")
     except (AttributeError, OSError, ValueError):
         return NAME_MAX
 
 
-def _identity(path):
+def _identity(path: PathLike) -> tuple[int, int, str]:
     """(device, inode, the rest of the name) of the file, or of the last folder of its path that exists.
 
-    Equal for all names of one file, whether it exists or is only going to: two names that differ in nothing but case
-    or the composition of letters count as equal, as some file systems have it.
+    It is equal for all names of one file, whether that exists already or not. Names that differ only in case or in the
+    composition of letters count as equal, since some file systems do not tell them apart.
     """
     with contextlib.suppress(OSError, ValueError):
         status = os.stat(path)
@@ -320,5 +336,5 @@ def _identity(path):
     return 0, 0, _folded(str(target))
 
 
-def _folded(name):
+def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,4 +1,4 @@
-"""The computer that the program runs on; without jax, whose import takes seconds."""
+"""The memory of the computer that the program runs on. Does not import jax, which takes seconds."""
 
 import contextlib
 import ctypes
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def free_memory() -> float:
-    """Bytes that the machine or the container has free."""
-    free = 8e9  # where the system does not tell
+    """Return the bytes of memory that the machine or the container has free."""
+    free = 8e9  # if the system does not say
     if (meminfo := Path("/proc/meminfo")).exists():
         free = 1024 * float(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
@@ -19,7 +19,7 @@ def free_memory() -> float:
 
 
 def release_memory() -> None:
-    """Return all freed memory of this process to the system (glibc; elsewhere only garbage is collected)."""
+    """Return all freed memory of this process to the system (with glibc; elsewhere only collect garbage)."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -7,10 +7,14 @@ from nstjax.errors import InputError
 
 
 def needed(package: str, purpose: str, install: str) -> Any:
-    """Import and return a package; what fails is told by its own name.
+    """Import and return a package.
 
-    purpose: what needs it, as the start of a sentence; install: what pip should install. Raises InputError, one line,
-    if the package, or another that it imports in turn, is missing or broken.
+    Args:
+        purpose: what needs it, as the start of a sentence.
+        install: what pip should install.
+
+    Raises:
+        InputError: one line, if the package, or another that it imports in turn, is missing or broken.
     """
     try:
         return importlib.import_module(package)

@@ -4,22 +4,24 @@ import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Float32
 from PIL import Image, ImageDraw, ImageFont
 
 from nstjax import files
 from nstjax.errors import InputError
 
 
-def require(flag):
-    """Raise an `InputError` naming the flag if matplotlib is not installed."""
+def require(flag: str) -> None:
+    """Raise InputError, naming the flag, if matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(f'{flag} draws with matplotlib, which is not installed: pip install "nstjax[plots]"')
 
 
-def check_writable(table) -> list[Path]:
-    """The files of `write_curves`, a .csv table and the plot beside it. Raises InputError if they cannot be written."""
+def check_writable(table: files.PathLike) -> list[Path]:
+    """Return the files that `write_curves` writes, a .csv table and a plot. Raises InputError if it cannot."""
     if Path(table).suffix != ".csv":
         raise InputError(f"{table}: give a name that ends in .csv", argument="curve")
     require("--curve")
@@ -29,22 +31,32 @@ def check_writable(table) -> list[Path]:
     return paths
 
 
-def write_curves(table, rows: Sequence[Mapping]) -> None:
+def write_curves(table: files.PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write every term of a run's rows (`command.watch`) as a table, and as a plot beside it."""
     files.write_csv(table, rows)
     terms = [name for name in rows[0] if name not in ("evaluations", "seconds", "size", "failures")]
     files.write(Path(table).with_suffix(".png"), curves(rows, terms=terms))
 
 
-def curves(rows, *, terms, against=("evaluations", "seconds"), window=1) -> bytes:
-    """A PNG of each term of `rows` (dicts of numbers) against others of them, on log scales; means over `window` rows.
+def curves(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    terms: Sequence[str],
+    against: Sequence[str] = ("evaluations", "seconds"),
+    window: int = 1,
+) -> bytes:
+    """Return a PNG of terms of `rows` on a logarithmic scale.
 
-    The windows do not overlap, and a last one that is not full is left out.
+    Args:
+        rows: {column: number}.
+        terms: the columns to plot.
+        against: columns for the x axis, one for each plot.
+        window: rows to average. Windows do not overlap, and the last one is left out if it is not full.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    def means(name):
+    def means(name: str) -> Float[np.ndarray, " n"]:
         values = np.array([row[name] for row in rows])
         return values[: len(rows) // window * window].reshape(-1, window).mean(1)
 
@@ -62,21 +74,26 @@ def curves(rows, *, terms, against=("evaluations", "seconds"), window=1) -> byte
     return file.getvalue()
 
 
-def contact_sheet(rows, *, cell=256, gap=12) -> np.ndarray:
-    """Pictures [h, w, 3] in [0, 1] with labels, in rows [[(picture or None, label)]], as one picture in [0, 1].
+def contact_sheet(
+    rows: Sequence[Sequence[tuple[Float[Any, "_ _ 3"] | None, str]]], *, cell: int = 256, gap: int = 12
+) -> Float32[np.ndarray, "h w 3"]:
+    """Return labeled images in [0, 1] as one image in [0, 1].
 
-    Each is shrunk to fit `cell` pixels; None leaves its place empty.
+    Args:
+        rows: of (image, label); None leaves its place empty.
+        cell: pixels of a side that larger images are shrunk to.
+        gap: pixels between images.
     """
     font = ImageFont.load_default(size=max(10, cell // 18))
-    line = font.getbbox("Ay")[3] + 6
+    line = int(font.getbbox("Ay")[3]) + 6
     w, h = (max(map(len, rows)) * (cell + gap) + gap, len(rows) * (cell + line + gap) + gap)
     canvas = Image.new("RGB", (w, h), "white")
     draw = ImageDraw.Draw(canvas)
     for i, row in enumerate(rows):
-        for j, (picture, label) in enumerate(row):
+        for j, (image, label) in enumerate(row):
             x, y = gap + j * (cell + gap), gap + i * (cell + line + gap)
-            if picture is not None:
-                thumbnail = Image.fromarray(np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8))
+            if image is not None:
+                thumbnail = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
                 thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
                 canvas.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
             while label and font.getlength(label) > cell:

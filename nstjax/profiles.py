@@ -1,12 +1,13 @@
-"""Colours of image files to sRGB: embedded ICC profiles, and what PNG says of its primaries and its gamma."""
+"""Colors of image files to sRGB: by embedded ICC profiles, or by the primaries and the gamma of a PNG."""
 
 import contextlib
 import io
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import cast
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageCms
 
 from nstjax import containers
@@ -17,7 +18,7 @@ _BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0
 Curve = tuple[float, ...]  # a gamma, or (g, a, b, c, d) of ICC's parametric function of type 3
 _SRGB_CURVE: Curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _BT709_CURVE = (1 / 0.45, 1 / 1.099, 0.099 / 1.099, 1 / 4.5, 0.081)
-# Code points of ITU-T H.273 that mean something without tone mapping; PQ and HLG do not.
+# Code points of ITU-T H.273, without those that need tone mapping (PQ and HLG).
 _PRIMARIES = {
     1: _SRGB,
     5: (*_D65, 0.64, 0.33, 0.29, 0.60, 0.15, 0.06),
@@ -31,9 +32,9 @@ _CURVES = {4: (2.2,), 5: (2.8,), 8: (1.0,), 13: _SRGB_CURVE} | dict.fromkeys((1,
 
 
 def to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.Image] | None:
-    """A function from images of mode L, RGB or CMYK to sRGB ones; None if the profile changes nothing.
+    """Return a function from images of mode L, RGB or CMYK to sRGB ones; None if the profile changes nothing.
 
-    A profile that is damaged, or of other channels than the image's, changes nothing. One for RGB serves grey ones too.
+    A profile that is damaged, or of other channels than the image's, changes nothing. One for RGB works for gray too.
     """
     with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError, TypeError):
         if not isinstance(profile, bytes):
@@ -41,7 +42,7 @@ def to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.I
         source, srgb = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         takes = "RGB" if mode == "L" and source.profile.xcolor_space.strip() == "RGB" else mode
         intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
-        if mode == "L":  # of one channel, LCMS would interpolate between a few values, which the dark ones are far from
+        if mode == "L":  # with one channel, LCMS would interpolate between a few values, which is far off in the dark
             flags |= ImageCms.Flags.NOOPTIMIZE
         transform = ImageCms.buildTransform(source, srgb, takes, "RGB", intent, flags)
         if takes == "RGB" and _changes_nothing(transform):
@@ -55,9 +56,10 @@ def to_srgb(profile: bytes | None, mode: str) -> Callable[[Image.Image], Image.I
 
 
 def of_png(chunks: Mapping[bytes, bytes]) -> bytes | None:
-    """The ICC profile that a PNG's chunks mean, None for sRGB: cICP before iCCP, sRGB, cHRM and gAMA (PNG, 4.3).
+    """Return the ICC profile that a PNG's chunks describe, or None for sRGB.
 
-    Damaged ones and unknown code points are passed over. As in Skia, cHRM alone has sRGB's curve, gAMA its primaries.
+    cICP comes before iCCP, sRGB, and cHRM with gAMA (PNG specification 4.3). Damaged chunks and unknown code points are
+    ignored. As in Skia, cHRM alone implies sRGB's curve, and gAMA alone its primaries.
     """
     cicp = chunks.get(b"cICP", b"")
     if len(cicp) == 4 and cicp[0] in _PRIMARIES and cicp[1] in _CURVES and cicp[2:] == b"\0\1":
@@ -72,7 +74,7 @@ def of_png(chunks: Mapping[bytes, bytes]) -> bytes | None:
     if len(chrm := chunks.get(b"cHRM", b"")) == 32:
         primaries = tuple(value / 1e5 for value in struct.unpack(">8I", chrm))
     if len(gama := chunks.get(b"gAMA", b"")) == 4 and (gamma := int.from_bytes(gama, "big")):
-        # 1 / 2.2 is how encoders write sRGB's own curve.
+        # Encoders write 1 / 2.2 for sRGB's own curve.
         curve = _SRGB_CURVE if abs(gamma - 45455) <= 455 else (1e5 / gamma,)
     if (primaries, curve) == (_SRGB, _SRGB_CURVE):
         return None
@@ -80,7 +82,11 @@ def of_png(chunks: Mapping[bytes, bytes]) -> bytes | None:
 
 
 def build(primaries: tuple[float, ...], curve: Curve) -> bytes | None:
-    """An ICC profile (ICC.1:2010) of primaries (x, y of white, red, green, blue) and a curve; None for absurd ones."""
+    """Return an ICC profile (ICC.1:2010), or None if the numbers make no sense.
+
+    Args:
+        primaries: x, y of white, red, green and blue.
+    """
     points = zip(primaries[::2], primaries[1::2], strict=True)
     xyz = [(x / y, 1.0, (1 - x - y) / y) if y > 0 else None for x, y in points]
     if None in xyz or not 0.01 < curve[0] < 100:
@@ -100,12 +106,13 @@ def build(primaries: tuple[float, ...], curve: Curve) -> bytes | None:
     return _encode(tags)
 
 
-def _fixed(values):
+def _fixed(values: Sequence[float] | Float[np.ndarray, " n"]) -> bytes:
     """Numbers in ICC's s15Fixed16."""
     return struct.pack(f">{len(values)}i", *(round(65536 * float(value)) for value in values))
 
 
-def _encode(tags):
+def _encode(tags: Mapping[bytes, bytes]) -> bytes:
+    """The bytes of a profile with these tags."""
     start, table, body = 132 + 12 * len(tags), b"", b""
     for name, data in tags.items():
         table += struct.pack(">4sII", name, start + len(body), len(data))
@@ -114,13 +121,13 @@ def _encode(tags):
     return (head.ljust(68, b"\0") + _fixed(_D50)).ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + body
 
 
-def _applied(transform, image) -> Image.Image:
+def _applied(transform: ImageCms.ImageCmsTransform, image: Image.Image) -> Image.Image:
     return cast(Image.Image, ImageCms.applyTransform(image, transform))
 
 
-def _changes_nothing(transform):
-    """Whether no colour moves by over 2 levels: most profiles are sRGB, and to apply it adds noise."""
+def _changes_nothing(transform: ImageCms.ImageCmsTransform) -> bool:
+    """Whether no color changes by over 2 levels: most profiles are sRGB, and applying them would only add noise."""
     steps = np.linspace(0, 255, 16).astype(np.uint8)
     lattice = np.stack(np.meshgrid(steps, steps, steps), axis=-1).reshape(64, 64, 3)
     moved = np.asarray(_applied(transform, Image.fromarray(lattice)))
-    return np.abs(moved.astype(int) - lattice).max() <= 2
+    return bool(np.abs(moved.astype(int) - lattice).max() <= 2)

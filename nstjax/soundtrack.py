@@ -2,27 +2,32 @@
 
 import os
 import re
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
-from nstjax import ffmpeg
+from nstjax import ffmpeg, files
 
 SECONDS = 3600  # for all of a long video's sound
 
-# Codecs that usual players expect in a container; None: any. Others are converted to the second one.
+# The codecs that usual players expect in a container (None: any), and the encoder that others are converted by.
 _MP4 = ({"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}, "aac")
-_CODECS: dict[str, tuple[set | None, str]] = {".mp4": _MP4, ".m4v": _MP4, ".mkv": (None, "aac")}
+_CODECS: dict[str, tuple[set[str] | None, str]] = {".mp4": _MP4, ".m4v": _MP4, ".mkv": (None, "aac")}
 _CODECS |= {".mov": ({"aac", "mp3", "ac3", "eac3", "alac", "pcm_s16le", "pcm_s24le", "pcm_s16be", "pcm_s24be"}, "aac")}
 _CODECS |= {".webm": ({"opus", "vorbis"}, "libopus")}
-# Encoders know these; others, such as 5.1(side), are mapped to the nearest.
+# Encoders support these layouts; others, such as 5.1(side), are mapped to the nearest.
 _LAYOUTS = "aformat=channel_layouts=mono|stereo|5.1|7.1"
 
 
-def extract(path, folder, suffix: str, *, start: Fraction | float = 0) -> list[Path]:
-    """Write the sound tracks of a file into a folder, each as a file that `join` can copy, and return these.
+def extract(path: files.PathLike, folder: files.PathLike, suffix: str, *, start: Fraction | float = 0) -> list[Path]:
+    """Write the sound tracks of a file into a folder, each as a file that `join` can copy, and return these files.
 
-    path: the source. start: the seconds of it to skip. suffix: the container of the files, such as ".mp4". A track that
-    the container cannot hold is converted. What ffmpeg cannot convert is left out with one line on stderr.
+    A track that the container cannot hold is converted. Tracks that ffmpeg cannot convert are left out, with one line
+    on stderr.
+
+    Args:
+        suffix: of the files' container, such as ".mp4".
+        start: seconds of the source to skip.
     """
     _, _, said = ffmpeg.run([*ffmpeg.command("info"), *ffmpeg.source(path)], seconds=ffmpeg.PROBE_SECONDS)
     if "Input #0" not in said:
@@ -48,15 +53,16 @@ def extract(path, folder, suffix: str, *, start: Fraction | float = 0) -> list[P
     return tracks
 
 
-def join(video, tracks, folder, *, seconds: Fraction | float) -> None:
-    """Add so many seconds of the tracks to a video, by way of a folder on the same disk.
+def join(video: Path, tracks: Sequence[Path], folder: files.PathLike, *, seconds: Fraction | float) -> None:
+    """Add so many seconds of the tracks to a video. If that fails, the video stays as it is, with one line on stderr.
 
-    If that fails, the video stays as it is, with one line on stderr.
+    Args:
+        folder: for the new file, on the video's disk.
     """
     if not tracks:
         return
     whole = Path(folder, f"whole{video.suffix}")
-    # Timestamps as they are: a track may begin later than the frames.
+    # Timestamps are copied, since a track may begin later than the frames.
     arguments = ["-copyts", *ffmpeg.source(video), *(option for track in tracks for option in ffmpeg.source(track))]
     arguments += ["-map", "0:v", *(option for n in range(len(tracks)) for option in ("-map", f"{n + 1}:a"))]
     arguments += ["-c", "copy", "-t", f"{float(seconds):.6f}", "-y", ffmpeg.name(whole)]

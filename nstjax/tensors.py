@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from nstjax import files
 from nstjax.errors import InputError, reason
 from nstjax.optional import needed
 
-_FIELD = "nstjax"  # of the file's metadata; a single one, since safetensors writes several in any order
+_FIELD = "nstjax"  # the one key in the file's metadata, since safetensors writes several in an arbitrary order
 _CHECKSUM = "checksum"
 
 
@@ -31,10 +30,10 @@ def dump(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
     return safetensors.numpy.save(arrays, metadata={_FIELD: text})
 
 
-def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load(path: files.PathLike, kind: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and the dict that `dump` was given, after verifying the checksum.
 
-    Files written before there were checksums have none, and are read without.
+    Files from before there were checksums are read without.
 
     Args:
         kind: what the file should be, for messages, such as "checkpoint".
@@ -51,7 +50,7 @@ def load(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, np.ndarray]
     return arrays, about
 
 
-def about(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
+def about(path: files.PathLike, kind: str) -> dict[str, Any]:
     """Return the dict alone, without reading or verifying the arrays. Raises InputError as `load` does."""
     with _open(path, kind) as file:
         found = _about(path, file, kind)
@@ -63,23 +62,23 @@ def _checksum(arrays: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> str
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         digest.update(json.dumps([name, array.dtype.name, array.shape]).encode())
-        digest.update(array.reshape(-1).view(np.uint8).data)  # ml_dtypes' arrays have no buffer of their own kind
+        digest.update(array.reshape(-1).view(np.uint8).data)  # numpy exports no buffer of ml_dtypes' arrays
     return digest.hexdigest()
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The array in C order and in the machine's byte order, as safetensors takes for granted."""
+    """The array in C order and in the machine's byte order, which safetensors assumes."""
     array = np.asarray(array, order="C")
     return array.astype(array.dtype.newbyteorder("=")) if array.dtype.byteorder == ">" else array
 
 
 @contextlib.contextmanager
-def _open(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
+def _open(path: files.PathLike, kind: str) -> Iterator[Any]:
     needed("ml_dtypes", f"{path}: reading it", "ml_dtypes")  # comes with jax, and teaches numpy bfloat16
     if not Path(path).is_file():
         raise files.refusal(path, f"no such file; give the name of a {kind}")
     try:
-        # Opening compares the file's length with its header, which finds a file that was cut short.
+        # Opening compares the file's length with its header, which detects a file that was cut short.
         with safetensors.safe_open(path, framework="numpy") as file:
             yield file
     except InputError:
@@ -90,10 +89,10 @@ def _open(path: str | os.PathLike[str], kind: str) -> Iterator[Any]:
         raise files.refusal(path, f"is no {kind}, or is cut short or damaged ({reason(error)[:200]})") from error
 
 
-def _about(path: str | os.PathLike[str], file: Any, kind: str) -> dict[str, Any]:
+def _about(path: files.PathLike, file: Any, kind: str) -> dict[str, Any]:
     try:
         found = json.loads((file.metadata() or {})[_FIELD])
-        json.dumps(found)  # neither nested too deep to be written again
+        json.dumps(found)  # raises RecursionError if it is nested too deep to be written again
     except (LookupError, TypeError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):

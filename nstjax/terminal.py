@@ -1,4 +1,4 @@
-"""What a long command in a terminal needs: memory settings, errors in one line, an end by Ctrl-C that loses nothing."""
+"""What a long command in a terminal needs: memory settings, errors in one line, Ctrl-C without losing anything."""
 
 import contextlib
 import ctypes
@@ -11,34 +11,35 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import Literal, get_args
+from types import FrameType
+from typing import Any, Literal, NoReturn, get_args
 
 from nstjax import host, interrupts
 from nstjax.errors import InputError, printable
 
-_interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which a caller may have swallowed
+_interrupts: list[int] = []  # the signals that were raised as KeyboardInterrupt, which other code may have swallowed
 
 # glibc's names of what `mallopt` sets.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -3, -4, -8
 
 
-def tune_malloc():
+def tune_malloc() -> None:
     """Keep freed memory for the next step (glibc; no effect elsewhere). Call it before jax starts.
 
-    XLA on CPU frees its temporary memory after every call and pays for each page again at the next one. What is kept
-    can be up to `memory.KEPT_BY_MALLOC` times what is in use. The setting holds for the whole process, so programs opt
-    in; importing nstjax never does it.
+    XLA on CPU frees its temporary memory after every call, and the next call has to fault in every page again. The
+    memory kept can be up to `memory.KEPT_BY_MALLOC` times the memory in use. The setting is global to the process, so
+    programs opt in; importing nstjax never does it.
     """
     _mallopt({M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20, M_ARENA_MAX: 1})
 
 
-def restore_malloc():
-    """Return freed memory to the system again, where it is scarce; after each compilation all of it.
+def restore_malloc() -> None:
+    """Return freed memory to the system again, for where memory is scarce; after each compilation return all of it.
 
-    XLA's compiler allocates some hundred megabytes in small blocks, which glibc would keep beside what the program
-    allocates when it runs.
+    XLA's compiler allocates some hundred megabytes in small blocks, which glibc would keep in addition to what the
+    program allocates when it runs.
     """
     _mallopt({M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 << 20, M_TRIM_THRESHOLD: 64 << 20, M_TOP_PAD: 128 << 10})
     host.release_memory()
@@ -46,7 +47,7 @@ def restore_malloc():
 
 
 @functools.cache
-def _trim_after_compilations():
+def _trim_after_compilations() -> None:
     import jax.monitoring
 
     def trim(event: str, duration_secs: float, **kwargs: str | int) -> None:
@@ -56,7 +57,7 @@ def _trim_after_compilations():
     jax.monitoring.register_event_duration_secs_listener(trim)
 
 
-def _mallopt(settings):
+def _mallopt(settings: Mapping[int, int]) -> None:
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL(None)
         for setting, value in settings.items():
@@ -68,7 +69,12 @@ _PRECISIONS = dict(zip(get_args(Precision), ("highest", "tensorfloat32", "bfloat
 
 
 def configure_jax(*, devices: int = 1, precision: Precision | None = None) -> None:
-    """Settings of jax that must come before its first use: a CPU can stand for several devices."""
+    """Set what jax reads at its first use.
+
+    Args:
+        devices: that the CPU is divided into.
+        precision: of matrix products and convolutions, by default jax's own.
+    """
     import jax
 
     if devices > 1 and "host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -77,10 +83,10 @@ def configure_jax(*, devices: int = 1, precision: Precision | None = None) -> No
         jax.config.update("jax_default_matmul_precision", _PRECISIONS[precision])
 
 
-def cache_compilations():
+def cache_compilations() -> None:
     """Keep compiled programs on disk ($NSTJAX_CACHE or the user's own cache), so that a second start compiles nothing.
 
-    JAX's own settings, such as $JAX_COMPILATION_CACHE_DIR, come first.
+    JAX's own settings, such as $JAX_COMPILATION_CACHE_DIR, take precedence.
     """
     import jax
     import pooch
@@ -91,14 +97,14 @@ def cache_compilations():
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
-MAX_COMMAND = 40_000  # bytes as JSON: less than the 64 kB of a JPEG's EXIF, with room for the versions
+MAX_COMMAND = 40_000  # bytes as JSON: with the versions, less than the 64 kB that a JPEG's EXIF can hold
 
 
 def command(arguments: Sequence[str]) -> str:
-    """A command line as text for files' metadata: `python`, then the arguments with the names of files alone.
+    """Return a command line as text for files' metadata: `python`, then the arguments, without folders.
 
-    Folders can tell who and where somebody is. Control characters are escaped, bytes that are no text replaced, and
-    what is too long for some format is cut.
+    Names of folders can reveal who somebody is, and where. Control characters are escaped, bytes that are not text are
+    replaced, and text that is too long for some format is cut.
     """
     readable = (re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", argument) for argument in arguments)
     text = shlex.join(["python", *(printable(_without_folders(argument)) for argument in readable)])
@@ -107,7 +113,7 @@ def command(arguments: Sequence[str]) -> str:
     return text
 
 
-def _without_folders(argument):
+def _without_folders(argument: str) -> str:
     """ "a/b.jpg" -> "b.jpg", "--output=a/b.jpg" -> "--output=b.jpg", "resnet50=/a/b.pth" -> "resnet50=b.pth"."""
     flag = re.match(r"(--[^=/]*=|\w+=(?=[~./]))?", argument)[0]  # type: ignore[index]  # it matches everything
     path = argument[len(flag) :]
@@ -115,12 +121,12 @@ def _without_folders(argument):
 
 
 def flag(name: str) -> str:
-    """A parameter's name on the command line: "memory_limit" -> "--memory-limit"."""
+    """Return a parameter's name on the command line: "memory_limit" -> "--memory-limit"."""
     return "--" + name.replace("_", "-")
 
 
 def check_positive(name: str, value: float | None) -> None:
-    """Raise InputError for an argument that is not a number above 0; None passes."""
+    """Raise InputError unless an argument is a number above 0 or None."""
     if value is not None and not 0 < value < math.inf:
         raise InputError(f"{value}: give a number above 0", argument=name)
 
@@ -134,7 +140,9 @@ def check_range(name: str, value: float | None, low: float, high: float) -> None
 def check_effect(given: Collection[str], *rules: tuple[str, bool, str]) -> None:
     """Raise InputError for a flag that was given although it has no effect.
 
-    rules: (flag's name, whether it has no effect, why).
+    Args:
+        given: names of the flags that were given.
+        rules: (flag's name, whether it has no effect, why).
     """
     for name, useless, why in rules:
         if useless and name in given:
@@ -142,20 +150,20 @@ def check_effect(given: Collection[str], *rules: tuple[str, bool, str]) -> None:
 
 
 def check_seed(seed: int, argument: str = "seed") -> None:
-    """Raise InputError for a seed that is not from 0 to 2^32 - 1: jax's and numpy's generators take no others."""
+    """Raise InputError unless a seed is from 0 to 2^32 - 1, the range of jax's and numpy's generators."""
     if not 0 <= seed < 2**32:
         raise InputError(f"{seed}: give a number of 0 or more, up to {2**32 - 1}", argument=argument)
 
 
 @contextlib.contextmanager
-def refusals(program):
-    """Turn an InputError into one line on the standard error stream and exit status 2.
+def refusals(program: str) -> Iterator[None]:
+    """Turn an InputError in the block into one line on stderr and exit status 2.
 
-    SIGINT (Ctrl-C) and SIGTERM interrupt the block and end it with one line and status 130 or 143, even where the
-    KeyboardInterrupt is lost on its way or becomes another exception.
+    SIGINT (Ctrl-C) and SIGTERM interrupt the block and end the program with one line and status 130 or 143, even if
+    other code swallows the KeyboardInterrupt or turns it into another exception.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is no reason to fail
+        if hasattr(stream, "reconfigure"):  # so that names that the terminal cannot encode do not raise
             stream.reconfigure(errors="backslashreplace")
     _interrupts.clear()
     refused = None
@@ -164,7 +172,7 @@ def refusals(program):
             yield
     except InputError as error:
         refused = error
-    except BaseException as error:  # such as jax's own for a KeyboardInterrupt in what it calls
+    except BaseException as error:  # jax turns a KeyboardInterrupt in its callbacks into an exception of its own
         if isinstance(error, KeyboardInterrupt) and not _interrupts:
             _interrupts.append(signal.SIGINT)
         if not _interrupts:
@@ -181,14 +189,14 @@ def refusals(program):
 
 
 @contextlib.contextmanager
-def stop_signals():
-    """While open, the first SIGINT (Ctrl-C) or SIGTERM is only noted: yields a function that returns its name, or None.
+def stop_signals() -> Iterator[Callable[[], Any]]:
+    """In the block, only note the first SIGINT (Ctrl-C) or SIGTERM; yields a function that returns its name, or None.
 
-    A second one interrupts at once, as usual.
+    A second signal interrupts at once, as usual.
     """
     received: list[signal.Signals] = []
 
-    def note(number, frame):
+    def note(number: int, frame: FrameType | None) -> None:
         if received:
             _interrupt(number, frame)
         received.append(signal.Signals(number))
@@ -197,14 +205,14 @@ def stop_signals():
         yield lambda: received[0].name if received else None
 
 
-def _interrupt(number, frame):
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     _interrupts.append(number)
     raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
-def _handling(handler):
-    """Let `handler` handle the signals while open; in the main thread, as Python has no other way."""
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let `handler` handle the signals in the block; only in the main thread, as Python allows it nowhere else."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

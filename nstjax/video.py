@@ -1,7 +1,7 @@
-"""Files of video <-> frames [H, W, 3] in [0, 1], by ffmpeg, which imageio-ffmpeg brings; and painted frames held still.
+"""Video files <-> frames [H, W, 3] in [0, 1], by ffmpeg, which imageio-ffmpeg installs; flicker between painted frames.
 
-What ffmpeg reads comes out upright, with square pixels and even sides, at a constant rate, progressive, in sRGB, over
-white where it is transparent.
+Frames are upright and progressive, in sRGB, with square pixels and even sides, at a constant rate; transparency is
+shown over white.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import re
 import secrets
 import subprocess
 import tempfile
+from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,12 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Float, Float32, Shaped
 
 from nstjax import ffmpeg, files, images, soundtrack
+from nstjax.typing import Array, Image
+
+Add = Callable[[Shaped[Array, "..."]], None]  # adds a frame [H, W, 3] in [0, 1] to a video
 
 SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".qt", ".3gp", ".3g2", ".mj2", ".f4v", ".mkv", ".mk3d", ".webm", ".avi", ".divx"),
@@ -27,64 +32,63 @@ SUFFIXES = (
     *(".wmv", ".asf", ".flv", ".ogv", ".ogm", ".mxf", ".gxf", ".dv", ".rm", ".rmvb", ".wtv", ".nut", ".ivf", ".y4m"),
     *(".h264", ".264", ".h265", ".265", ".hevc", ".mjpg", ".mjpeg"),
 )
-_ANIMATED = (".gif", ".png", ".apng", ".webp")  # suffixes of images that may be videos
+_ANIMATED = (".gif", ".png", ".apng", ".webp")  # suffixes of images that may be animated
 _H264 = ("-c:v", "libx264", "-crf", "18", "-preset", "medium")
 _VP9 = ("-c:v", "libvpx-vp9", "-crf", "24", "-b:v", "0", "-deadline", "good", "-cpu-used", "4", "-row-mt", "1")
 _WRITABLE = {".mp4": _H264, ".m4v": _H264, ".mov": _H264, ".mkv": _H264, ".webm": _VP9}
-# What players take for granted, and ffmpeg does not.
+# Players assume these values, but ffmpeg writes them only if told to.
 _BT709 = ("-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv")
 
-_UNKNOWN = -(2**63)  # ffmpeg's timestamp of what has none
-_LISTED = 3000  # packets at most, from which rates are computed
+_UNKNOWN = -(2**63)  # ffmpeg's timestamp of a packet without one
+_LISTED = 3000  # packets at most, from which the rate is computed
 _LISTED_SECONDS = 20
 _ALPHA = re.compile(r"yuva|rgba|bgra|argb|abgr|gbrap|ya\d|pal8|ayuv|vuya")
 _RGB = re.compile(r"rgb|bgr|gbr|argb|abgr|pal8")
-# Codecs whose every frame says whether it is interlaced; of others, the container may know.
+# Codecs in which each frame says whether it is interlaced; for others the container may say so.
 _SELF_DESCRIBED = ("h264", "hevc", "mpeg1video", "mpeg2video", "vc1")
 _WIDE = ("bt2020", "smpte431", "smpte432")  # primaries well beyond sRGB's
 _HDR = ("smpte2084", "arib-std-b67")  # PQ and HLG
 # Diffuse white, 203 cd/m2 (ITU-R BT.2408), becomes 1; highlights up to 1000 cd/m2 are rolled off above 0.6.
 _TONEMAP = "tonemap=mobius:param=0.6:peak=4.93:desat=0"
 
-# By a copy of the frames that is all white, below them.
+# Filters that lay the frames over an all-white copy of them.
 _OVER_WHITE = (
     "format=gbrap,split[white][frame];[white]lutrgb=r=maxval:g=maxval:b=maxval:a=maxval[white];"
     "[white][frame]overlay=format=gbrp"
 )
 
-TOLERANCE = 0.03  # of a change in the video, in [0, 1], that passes for noise
+TOLERANCE = 0.03  # change in the video, in [0, 1], up to which it counts as noise
 
 
 class Info(NamedTuple):
-    """What is known of a video: its frames' shape, rate and number, and how they are read.
+    """The shape, rate and number of a video's frames, and how ffmpeg reads them."""
 
-    shape: (H, W), both even. rate: frames a second. frames: about their number, None if the file does not tell.
-    start: seconds into the file at which the first one is shown. decoder: options of ffmpeg. before, after: its filters
-    around the scaling.
-    """
-
-    shape: tuple[int, int]
-    rate: Fraction
-    frames: int | None
-    start: Fraction = Fraction(0)
-    decoder: tuple[str, ...] = ()
-    before: tuple[str, ...] = ()
-    after: tuple[str, ...] = ()
+    shape: tuple[int, int]  # (height, width), both even
+    rate: Fraction  # frames per second
+    frames: int | None  # their approximate number; None if the file does not say
+    start: Fraction = Fraction(0)  # seconds into the file at which the first frame is shown
+    decoder: tuple[str, ...] = ()  # options
+    before: tuple[str, ...] = ()  # filters before scaling
+    after: tuple[str, ...] = ()  # filters after scaling
 
 
-def recognizes(path) -> bool:
+def recognizes(path: files.PathLike) -> bool:
     """Whether a file is a video by its name, or an animated GIF, WebP or PNG by its content."""
     suffix = Path(path).suffix.lower()
     return suffix in SUFFIXES or (suffix in _ANIMATED and Path(path).is_file() and images.is_animated(path))
 
 
-def info(path, *, size=None):
-    """`Info` of a file, its frames' long side scaled to about `size`.
+def info(path: files.PathLike, *, size: int | None = None) -> Info:
+    """Return the `Info` of a file.
 
-    Raises InputError, one line, if the file is missing, no regular file or no video, if ffmpeg does not read its
-    beginning within `ffmpeg.PROBE_SECONDS`, or if ffmpeg is not installed.
+    Args:
+        size: the long side in pixels that frames are scaled to, rounded to an even number; by default their own.
+
+    Raises:
+        InputError: the file is missing, not a regular file or not a video; ffmpeg does not read its beginning within
+            `ffmpeg.PROBE_SECONDS`, or is not installed.
     """
-    ffmpeg.check_regular(path)
+    files.check_file(path, "give the name of a video")
     first = ["-map", "0:V:0", "-frames:v", "1", "-vf", "showinfo", "-f", "null", "-"]
     packets = ["-map", "0:V:0", "-c", "copy", "-frames:v", str(_LISTED), "-f", "framecrc", "-"]
     arguments = [*ffmpeg.command("info"), "-t", str(_LISTED_SECONDS), *ffmpeg.source(path), *first, *packets]
@@ -101,26 +105,26 @@ def info(path, *, size=None):
     order = re.search(r"(top|bottom) (coded )?first", stream[0])
     header = Fraction(int(config[2]), int(config[3])) if int(config[3]) else Fraction(0)
     times, lasts = _timestamps(listed)
-    rate = _rate(header, times, interlaced=order or frame[7] != "P")
+    rate = _rate(header, times, interlaced=bool(order) or frame[7] != "P")
     start = Fraction(0) if frame[1] == "NOPTS" else max(Fraction(0), int(frame[1]) * Fraction(config[1]))
     if not times or len(times) == _LISTED or lasts > _LISTED_SECONDS - 1:
         lasts = _duration(said) - start
     frames = max(1, round(lasts * rate)) if lasts > 0 else None
 
     decoder: tuple[str, ...] = ()
-    if codec in ("vp8", "vp9") and re.search(r"alpha_mode *: 1", said):  # which ffmpeg's own decoders leave out
+    if codec in ("vp8", "vp9") and re.search(r"alpha_mode *: 1", said):  # ffmpeg's own decoders ignore the alpha
         decoder = ("-c:v", "libvpx" if codec == "vp8" else "libvpx-vp9")
     transparent = decoder or _ALPHA.search(pixels) or _ALPHA.search(stream[0])
     unflagged = frame[7] == "P" and codec not in _SELF_DESCRIBED
     before: tuple[str, ...] = (f"setfield={order[1][0]}ff",) if order and unflagged else ()
     before += () if _RGB.match(pixels) or min(w, h) < 4 else ("bwdif=mode=send_frame:deint=interlaced",)
     before += (f"fps={rate}{':eof_action=pass' if len(times) < 2 else ''}", *((_OVER_WHITE,) if transparent else ()))
-    shape = _shape(w, h, Fraction(*aspect) if all(aspect) else 1, size)
+    shape = _shape(w, h, Fraction(*aspect) if all(aspect) else Fraction(1), size)
     return Info(shape, rate, frames, start, decoder, before, _to_srgb(said, rgb=bool(_RGB.match(pixels))))
 
 
-def read(path, info):
-    """The frames of a file, float32 [H, W, 3] in [0, 1], one after another. A file cut short ends early."""
+def read(path: files.PathLike, info: Info) -> Generator[Float32[np.ndarray, "h w 3"], None, None]:
+    """Yield the frames of a file, in [0, 1], one after another. A file that is cut short ends early."""
     h, w = info.shape
     scale = f"scale={w}:{h}:flags=lanczos+accurate_rnd+full_chroma_int,setsar=1"
     filters = [*(info.before or (f"fps={info.rate}",)), scale, *info.after]
@@ -129,7 +133,7 @@ def read(path, info):
     streams = {"stdout": subprocess.PIPE, "stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with ffmpeg.started(command, **streams) as process:
 
-        def receive():
+        def receive() -> bytes:
             with ffmpeg.limited(process):
                 return process.stdout.read(3 * h * w)
 
@@ -140,16 +144,22 @@ def read(path, info):
         with ffmpeg.limited(process):
             status = process.wait()
         if status < 0:
-            ffmpeg.warn(path, f"ffmpeg stopped or was ended after {done} frames; the rest of them is missing")
+            ffmpeg.warn(path, f"ffmpeg stopped or was killed after {done} frames; the rest of them are missing")
 
 
 @contextlib.contextmanager
-def writing(path, info, *, sound=None):
-    """While open, a function that adds a frame [H, W, 3] in [0, 1] to the file; `sound`: a file to take the sound from.
+def writing(path: files.PathLike, info: Info, *, sound: files.PathLike | None = None) -> Iterator[Add]:
+    """Write a video: in the block, a function adds a frame [H, W, 3] in [0, 1] to it.
 
-    The file appears when it is closed, with the sound of as many seconds as there are frames; if none were added, or
-    after an exception, an older file stays as it was. Sound that cannot be taken or joined is left out, with one line
-    on stderr. Raises InputError if the file cannot be written.
+    The file appears at the end of the block, with sound for as many seconds as there are frames. If no frame was added,
+    or after an exception, an older file stays as it was. Sound that cannot be read or joined is left out, with one line
+    on stderr.
+
+    Args:
+        sound: the file whose sound it gets.
+
+    Raises:
+        InputError: the file cannot be written.
     """
     check_writable(path)
     target = Path(os.path.realpath(path))
@@ -165,7 +175,7 @@ def writing(path, info, *, sound=None):
         frames = 0
         with _encoding(mute, info, path) as write:
 
-            def add(frame):
+            def add(frame: Shaped[Array, "..."]) -> None:
                 nonlocal frames
                 write(frame)
                 frames += 1
@@ -179,40 +189,49 @@ def writing(path, info, *, sound=None):
             other = target.with_name(f"{target.stem[:200]}-{secrets.token_hex(4)}{suffix}")
             os.replace(mute, other)
             raise files.refusal(path, f"cannot be written ({error.strerror}); the video is saved as {other}") from error
-        # From here on the painted frames are in place, whatever happens to the sound.
+        # The painted frames are in place now, whatever happens to the sound.
         soundtrack.join(target, tracks, folder, seconds=frames / info.rate)
 
 
-def check_writable(path):
-    """InputError if `writing(path, ...)` could not work."""
+def check_writable(path: files.PathLike) -> None:
+    """Raise InputError if `writing(path, ...)` could not work."""
     if Path(path).suffix.lower() not in _WRITABLE:
         raise files.refusal(path, f"cannot write this kind of video; end the name in one of {', '.join(_WRITABLE)}")
     files.check_writable(path)
 
 
-def steady(before, frame, painted, *, strength):
-    """(the next one's `before`, the painted frame [H, W, 3] without the flicker that comes from noise in the video).
+def steady(
+    before: tuple[Image, Image], frame: Image, painted: Image, *, strength: Float[Array, ""] | float
+) -> tuple[tuple[Image, Image], Image]:
+    """Remove the flicker of a painted frame that comes from noise in the video.
 
-    Where the video is as it was, up to noise, the share `strength` in [0, 1] of the picture before is kept, and less
-    where it changed, down to nothing. before: frame and picture so far, averaged with the same weights, so that slow
-    changes count as soon as they add up; (frame, painted) of the first. Motion is not followed: what moves may shimmer.
+    Where the video is unchanged, up to noise, the share `strength` of the image before is kept; the more it changed,
+    the less is kept, down to nothing. Motion is not compensated, so that moving things may shimmer.
+
+    Args:
+        before: the averages of frames and of painted frames so far, which this function returns; for the first frame,
+            (frame, painted). Both are averaged with the same weights, so that slow changes count once they add up.
+        strength: in [0, 1].
+
+    Returns:
+        (`before` for the next frame, the painted frame without flicker).
     """
-    reference, picture = before
+    reference, average = before
     change = _mean((_mean(frame - reference, 1) ** 2).mean(-1, keepdims=True), 3)
     kept = strength * jnp.exp(-change / TOLERANCE**2)
-    mixed = painted + kept * (picture - painted)
+    mixed = painted + kept * (average - painted)
     return (frame + kept * (reference - frame), mixed), mixed
 
 
-def _mean(x, n):
-    """Mean of [H, W, C] over the 2n + 1 squared pixels around each, the border repeated."""
+def _mean(x: Float[Array, "h w c"], n: int) -> Float[Array, "h w c"]:
+    """The mean of the square of 2n + 1 by 2n + 1 pixels around each pixel; the border is repeated outward."""
     x = jnp.pad(x, ((n, n), (n, n), (0, 0)), mode="edge")
     return lax.reduce_window(x, 0.0, lax.add, (2 * n + 1, 2 * n + 1, 1), (1, 1, 1), "VALID") / (2 * n + 1) ** 2
 
 
 @contextlib.contextmanager
-def _encoding(target, info, path):
-    """While open, a function that adds a frame [H, W, 3] in [0, 1] to a new file without sound."""
+def _encoding(target: Path, info: Info, path: files.PathLike) -> Iterator[Add]:
+    """Write a file without sound: in the block, a function adds a frame to it. path: the output, for messages."""
     h, w = info.shape
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{w}x{h}", "-r", str(info.rate), "-i", "-"]
     form = ["-vf", "scale=out_color_matrix=bt709:out_range=tv", "-pix_fmt", "yuv420p", *_BT709]
@@ -222,7 +241,7 @@ def _encoding(target, info, path):
         ffmpeg.started(command, stdin=subprocess.PIPE, stdout=errors, stderr=errors) as process,
     ):
 
-        def end():
+        def end() -> None:
             with ffmpeg.limited(process), contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
             with ffmpeg.limited(process):
@@ -232,7 +251,7 @@ def _encoding(target, info, path):
                 why = ffmpeg.reason(errors.read().decode(errors="replace"))
                 raise files.refusal(path, f"cannot be written ({why}); check the disk's free space")
 
-        def write(frame):
+        def write(frame: Shaped[Array, "..."]) -> None:
             pixels = np.rint(255 * np.clip(np.asarray(frame, np.float32), 0, 1)).astype(np.uint8)
             if pixels.shape != (h, w, 3):
                 raise ValueError(f"a frame of shape {pixels.shape} for a video of {(h, w, 3)}")
@@ -246,18 +265,19 @@ def _encoding(target, info, path):
         end()
 
 
-def _shape(w, h, aspect, size):
-    """(height, width): square pixels, even sides, the long one about `size`."""
-    factor = 1 if size is None else size / max(w * aspect, h)
-    return tuple(2 * max(1, math.floor(side * factor / 2 + 0.5)) for side in (h, w * aspect))
+def _shape(w: int, h: int, aspect: Fraction, size: int | None) -> tuple[int, int]:
+    """(height, width) with square pixels and even sides, the long one about `size`. aspect: of a pixel, in the file."""
+    factor = Fraction(1) if size is None else size / max(w * aspect, Fraction(h))
+    height, width = (2 * max(1, math.floor(side * factor / 2 + 0.5)) for side in (h, w * aspect))
+    return height, width
 
 
-def _timestamps(listed):
-    """(sorted seconds at which packets are shown, seconds that they last together) of ffmpeg's framecrc."""
+def _timestamps(listed: str) -> tuple[list[Fraction], Fraction]:
+    """(sorted seconds at which packets are shown, seconds that they last together), from ffmpeg's framecrc output."""
     base = re.search(r"^#tb 0: (\d+/\d+)", listed, re.MULTILINE)
-    packets = re.findall(r"^0, *(-?\d+), *(-?\d+), *(\d+),", listed, re.MULTILINE)
-    packets = [tuple(map(int, packet)) for packet in packets]
-    # Old containers do not say when each frame is shown, but then when it is decoded.
+    lines = re.findall(r"^0, *(-?\d+), *(-?\d+), *(\d+),", listed, re.MULTILINE)
+    packets = [tuple(map(int, line)) for line in lines]
+    # Old containers do not say when each frame is shown, but do say when it is decoded.
     key = 1 if all(packet[1] != _UNKNOWN for packet in packets) else 0
     shown = sorted((packet[key], packet[2]) for packet in packets if packet[key] != _UNKNOWN)
     if not base or not shown:
@@ -265,27 +285,30 @@ def _timestamps(listed):
     return [at * Fraction(base[1]) for at, _ in shown], (sum(shown[-1]) - shown[0][0]) * Fraction(base[1])
 
 
-def _rate(header, times, *, interlaced):
-    """Frames a second: the header's (0 if it has none) where the timestamps agree with it, else their usual one.
+def _rate(header: Fraction, times: list[Fraction], *, interlaced: bool) -> Fraction:
+    """Frames per second: the header's rate if the timestamps agree with it, else the timestamps' usual rate.
 
-    Browsers' recorders write 1000 whatever it is, and a variable rate has no true one. Fields of interlaced frames may
-    be packets of their own: then there are twice as many.
+    Headers can be wrong: browsers' recorders always write 1000, and a variable rate has no true value. Fields of
+    interlaced frames may be packets of their own; then there are twice as many.
+
+    Args:
+        header: 0 if it has no rate.
     """
     gaps = np.diff(np.unique(np.array(times, float)))
     if not len(gaps):
         return header if 0 < header <= 240 else Fraction(25)
-    usual = np.median(gaps)
+    usual = float(np.median(gaps))
     if (0.4 if interlaced else 0.8) < header * usual < 1.25:
         return header
-    rate = 1 / gaps[np.abs(gaps - usual) <= usual / 2].mean()
+    rate = 1 / float(gaps[np.abs(gaps - usual) <= usual / 2].mean())
     whole = round(rate)
     broadcast = [Fraction(1000 * whole, 1001)] if whole % 24 == 0 or whole % 30 == 0 else []
     nearest = min([Fraction(whole), *broadcast], key=lambda standard: abs(standard - rate))
     return nearest if abs(nearest - rate) < 0.02 * rate else Fraction(rate).limit_denominator(100)
 
 
-def _duration(said):
-    """Seconds, as the header has them, or 0."""
+def _duration(said: str) -> Fraction:
+    """The duration in the header, in seconds, or 0."""
     length = re.search(r"Duration: (\d+):(\d+):(\d+\.\d+)", said)
     if not length:
         return Fraction(0)
@@ -293,10 +316,10 @@ def _duration(said):
     return 3600 * hours + 60 * minutes + rest
 
 
-def _to_srgb(said, *, rgb):
+def _to_srgb(said: str, *, rgb: bool) -> tuple[str, ...]:
     """Filters from HDR or a wide gamut to sRGB, by what ffmpeg says of a frame; none if it has neither."""
-    colours = re.search(r"color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
-    space, primaries, transfer = colours.groups() if colours else (None, None, None)
+    colors = re.search(r"color_space:(\S+) color_primaries:(\S+) color_trc:(\S+)", said)
+    space, primaries, transfer = colors.groups() if colors else (None, None, None)
     hdr = transfer in _HDR
     if not hdr and primaries not in _WIDE:
         return ()
@@ -316,10 +339,10 @@ def _to_srgb(said, *, rgb):
     )
 
 
-def _no_video(said):
+def _no_video(said: str) -> str:
     """Why ffmpeg found no frame."""
     if "not on whitelist" in said:
-        return "its content is a playlist, a script or of a kind that is not read"
+        return "it is a playlist, a script or of an unsupported kind"
     if "matches no streams" in said:
         return "it has no video stream"
     return ffmpeg.reason(said)

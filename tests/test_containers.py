@@ -564,7 +564,7 @@ def test_coco_is_read_by_the_same_rules(monkeypatch, tmp_path):
     np.testing.assert_array_equal(source.read(1, short=24, least=8), load(wide))
     for number, why in ((2, "corrupt"), (3, "5x5 px")):
         message = refused(source.read, number, short=24, least=8)
-        assert why in message and message.startswith(f"coco/2017 train, picture {number}: ")
+        assert why in message and message.startswith(f"coco/2017 train, image {number}: ")
 
 
 # Other formats

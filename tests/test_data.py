@@ -359,7 +359,7 @@ def test_folders_without_pictures_are_refused(tmp_path):
     for path in (tmp_path, tmp_path / "missing"):
         assert str(path) in refused(data.folder, path)
     (tmp_path / "notes.txt").write_text("no picture")
-    assert "has no pictures" in refused(data.folder, tmp_path)
+    assert "has no images" in refused(data.folder, tmp_path)
     assert "cannot be listed" in refused(data.folder, tmp_path / "notes.txt")
 
 
@@ -367,7 +367,7 @@ def test_a_folder_where_nothing_can_be_read_is_refused_at_once(tmp_path):
     for name in ("a.jpg", "b.png"):
         (tmp_path / name).write_bytes(b"nonsense")
     line = refused(data.batches, data.folder(tmp_path), batch=1, crop=16)
-    assert line.startswith(f"{tmp_path}: none of its 2 pictures") and "a.jpg" in line
+    assert line.startswith(f"{tmp_path}: none of its 2 images") and "a.jpg" in line
     Image.fromarray(noise(20, 20)).save(tmp_path / "a.jpg")
     assert "20x20" in refused(data.batches, data.folder(tmp_path), batch=1, crop=256)
 
@@ -377,7 +377,7 @@ def test_a_folder_that_vanishes_ends_the_batches_with_one_line(folder, tmp_path)
     stream = data.batches(data.folder(path), batch=4, crop=16)
     next(stream)
     shutil.rmtree(path)
-    assert "none of its 12 pictures" in refused(lambda: [next(stream) for _ in range(99)])
+    assert "none of its 12 images" in refused(lambda: [next(stream) for _ in range(99)])
 
 
 # What is imported, and what is missing

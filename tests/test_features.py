@@ -750,7 +750,7 @@ def wrong_files():
     plain = resnet_arrays(torch=True)
     kernel = plain["layer2.0.conv2.weight"]
     return {
-        "more blocks": ("resnet50", deeper, ("layer3.2", "resnet50 has not")),
+        "more blocks": ("resnet50", deeper, ("layer3.2", "resnet50 does not have")),
         "fewer blocks": ("resnet50", resnet_arrays(torch=True, counts=(1, 2, 1, 1)), ("layer3_1",)),
         "missing": (
             "resnet50",

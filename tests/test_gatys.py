@@ -274,7 +274,7 @@ BAD = {
     ),
     "frames over somebody's picture": lambda d: (
         ["--frames", picture(d / "00007.jpg", 1).parent],
-        "00007.jpg: is there",
+        "00007.jpg: exists",
     ),
     "frames over the output": lambda d: (["--frames", d, "--output", d / "00001.jpg"], "00001.jpg: other outputs"),
     "frames under the output": lambda d: (["--frames", d / "a.png", "--output", d / "a.png"], "a.png: would be both"),

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 from samples import png
 
-from nstjax import images
+from nstjax import images, pixels
 from nstjax.errors import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
@@ -193,10 +193,10 @@ def test_bands_are_the_whole(tmp_path, monkeypatch, mode, orientation):
         return [*(images.load(path, size=size) for size in sizes), images.load_mask(path, shape=(50, 40)), alpha]
 
     whole = loaded()
-    monkeypatch.setattr(images, "BAND", 200)
+    monkeypatch.setattr(pixels, "BAND", 200)
     for one, other in zip(loaded(), whole, strict=True):
         np.testing.assert_array_equal(one, other)
-    monkeypatch.setattr(images, "WHOLE", 200)
+    monkeypatch.setattr(pixels, "WHOLE", 200)
     for number, (one, other) in enumerate(zip(loaded(), whole, strict=True)):
         if number != 2:
             np.testing.assert_array_equal(one, other)
@@ -473,10 +473,10 @@ BAD = {
     "folder": (lambda path: path.mkdir(), "is a folder"),
     "pipe": (os.mkfifo, "regular file"),
     "empty": (written(b""), "empty"),
-    "text": (written(b"hello, world\n" * 99), "not a picture"),
-    "html": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "not a picture"),
-    "eps": (written(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n"), "not a picture"),
-    "signature alone": (written(b"\x89PNG\r\n\x1a\n"), "a picture"),
+    "text": (written(b"hello, world\n" * 99), "not an image"),
+    "html": (written(b"<!DOCTYPE html><html><body>404</body></html>"), "not an image"),
+    "eps": (written(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n"), "not an image"),
+    "signature alone": (written(b"\x89PNG\r\n\x1a\n"), "an image"),
     "rotten pixels": (
         written(png(20, 20, 8, 2, [bytes(60)] * 20).replace(b"IDAT\x78", b"IDAT\xff")),
         "corrupt or cut short",
@@ -536,7 +536,7 @@ def test_no_half_pictures(tmp_path, suffix):
         try:
             np.testing.assert_array_equal(images.load(path), whole)
         except InputError as error:
-            assert "cut short" in str(error) or "not a picture" in str(error)  # noqa: PT017
+            assert "cut short" in str(error) or "not an image" in str(error)  # noqa: PT017
 
 
 @settings(max_examples=60, deadline=None)
@@ -685,7 +685,7 @@ def test_bad_pixels_are_the_programmers_fault(tmp_path, image):
 
 TEXTS = st.dictionaries(
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20).filter(
-        lambda name: name not in images._TAKEN
+        lambda name: name not in images._RESERVED
     ),
     st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40),
     max_size=4,

@@ -222,7 +222,7 @@ def place(body, where):
 def test_harmful_steps(tmp_path, extension, step, where):
     mark = tmp_path / "mark"
     (tmp_path / "a.pth").write_bytes(place(harmful(mark)[step], where))
-    with refused("a.pth", "refused, nothing was run"):
+    with refused("a.pth", "rejected, nothing was run"):
         vgg.load("vgg16", tmp_path / "a.pth")
     assert not mark.exists()
 

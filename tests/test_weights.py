@@ -461,7 +461,7 @@ def test_another_network(tmp_path, case):
         write = FORMATS[case][1]
     larger = tmp_path / f"larger{FORMATS[case][0]}"
     write(larger, random_layers("vgg19"))
-    with refused(larger, "which vgg16 has not"):
+    with refused(larger, "which vgg16 does not have"):
         vgg.load("vgg16", larger)
     smaller, _ = write_case(tmp_path, case, random_layers("vgg16"))
     with refused(smaller, "another network"):
@@ -846,7 +846,7 @@ def test_messages_can_be_printed(tmp_path):
             vgg.load("vgg16", tmp_path / "a.pth")
         assert str(caught.value).isprintable()
     (tmp_path / "a.pth").write_bytes(b"X\7\0\0\0\x1b[31mosX\4\0\0\0\xed\xa0\x80a\x93.")
-    with refused("a.pth", "31mos", "refused") as caught:
+    with refused("a.pth", "31mos", "rejected") as caught:
         vgg.load("vgg16", tmp_path / "a.pth")
     assert str(caught.value).isprintable()
 
@@ -868,7 +868,7 @@ def test_harmful_pickle(tmp_path, file, protocol, kind):
     inner = body.removesuffix(b".")[2 if protocol else 0 :]
     (tmp_path / "second.pth").write_bytes(file(inner, {}))
     for name in ("first.pth", "second.pth"):
-        with refused(name, "refused"):
+        with refused(name, "rejected"):
             vgg.load("vgg16", tmp_path / name)
     assert not mark.exists()
 

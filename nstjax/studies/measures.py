@@ -1,4 +1,4 @@
-"""What several studies measure an image by, and how they weigh content against style."""
+"""The measures that several studies share, and how they weigh content against style."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
@@ -13,8 +13,8 @@ from nstjax.typing import Image
 
 STYLE_LAYERS = features.EXTRACTORS["vgg19"].style
 (CONTENT_LAYER,) = features.EXTRACTORS["vgg19"].content
-JUDGES = ("vgg16", "squeezenet11")  # they measure every image but those of their own network
-PIXELS = ("reference_mse", "reference_ssim")  # need no judge
+JUDGES = ("vgg16", "squeezenet11")  # networks that measure the images of all networks but their own
+PIXELS = ("reference_mse", "reference_ssim")  # need no network
 Params = Mapping[str, Any]  # {network: its params}
 
 # {figure: heading in a table}, of `figures` and of `to_reference`.
@@ -38,19 +38,19 @@ EXPLAINED = (
 
 
 def load_networks(weights: str, *, like: Image) -> dict[str, Any]:
-    """Params of VGG-19, which paints, and of VGG-16, whose features LPIPS compares."""
+    """Return the params of VGG-19, which paints, and of VGG-16, whose features LPIPS compares."""
     sources = {"vgg19": weights, "vgg16": weights if weights in ("keras", "torchvision") else "bundled"}
     layers = {"vgg19": (*STYLE_LAYERS, CONTENT_LAYER), "vgg16": metrics.LPIPS_LAYERS}
     return {name: features.load(name, sources[name], layers=layers[name], like=like) for name in sources}
 
 
 def load_heads(weights: str) -> dict[str, Any] | None:
-    """LPIPS's heads where the weights are those that they were calibrated for."""
+    """Return LPIPS's heads if the weights are those that they were calibrated for."""
     return metrics.load_heads("vgg") if weights == "torchvision" else None
 
 
 def networks(params: Params, image: Image) -> dict[str, dict[str, Any]]:
-    """Features of every network, {network: {layer: [h, w, C]}}; jit prunes."""
+    """Return the features of every network, {network: {layer: [h, w, C]}}; jit prunes those that are not used."""
     return {name: vgg.features(params[name], image) for name in params}
 
 
@@ -93,7 +93,7 @@ def measured_by(params: Params, heads: Any) -> Callable[..., dict[str, float]]:
 def judged(content: Image, style: Image, reference: Image) -> Callable[[Any, Image], dict[str, float | None]]:
     """measure(run, image): the judges' distances, SSIM and LPIPS to the content image, and `to_reference`.
 
-    What only a judge of the run's own network can tell is None.
+    A measure is None where the only judge is the run's own network.
     """
 
     @cache

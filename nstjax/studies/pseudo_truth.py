@@ -1,7 +1,7 @@
 """AdaIN's images (Huang 2017, arXiv 1703.06868), the pseudo ground truth of IIT Roorkee's report, for the studies.
 
-A trained decoder's, any given images, or, without either, those that minimize the very loss that AdaIN's decoder is
-trained to minimize, each by itself.
+They are those of a trained decoder, or any images that are given. Without either, each is optimized to minimize the
+loss that AdaIN's decoder is trained to minimize.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ class Reference(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is known of AdaIN's images before any work."""
+    """Where AdaIN's images come from, as known before any work."""
 
     truth: Truth
     pairs: Pairs
@@ -47,9 +47,9 @@ class Source(NamedTuple):
 
 
 def read(truth: Truth, pairs: Pairs) -> Source:
-    """Read the files, of which there is an image for each pair or a decoder. Raises InputError if they cannot be."""
+    """Read the files, which are an image for each pair or a decoder. Raises InputError if they cannot be read."""
     if truth.adain and truth.reference:
-        raise InputError("--adain, --reference: both are given; one of them says what AdaIN's images are")
+        raise InputError("--adain, --reference: both are given; give one of them")
     if truth.reference and len(truth.reference) != len(pairs):
         raise InputError(f"--reference: {len(truth.reference)} given for {len(pairs)} pairs; give one for each")
     given = {

@@ -1,4 +1,4 @@
-"""Runs of a study: optimized, kept in its folder, and continued where the study was stopped.
+"""Runs of a study: optimized, stored in its folder, and resumed after the study was stopped.
 
     runs = [Run(f"seed {seed}", {"seed": seed, "image": source(path)}, partial(prepare, seed)) for seed in range(4)]
     results = run(settings, [Program(solvers.lbfgs(objective), steps, shape, runs, keep=(20, 100))], measure=measure)
@@ -40,12 +40,12 @@ class Run(NamedTuple):
     """An image to optimize."""
 
     name: str  # its own in the study
-    configuration: dict[str, Any]  # all that the image depends on, as JSON has it
+    configuration: dict[str, Any]  # everything that the image depends on, as JSON
     prepare: Callable[[], tuple]  # () -> (first image [H, W, 3], data of the objective)
 
 
 class Program(NamedTuple):
-    """Runs for one compiled program: images of one shape, data of one structure, which differ in numbers alone."""
+    """Runs that share a compiled program: images of one shape, data of one structure."""
 
     solver: solvers.Solver
     steps: int
@@ -62,7 +62,7 @@ class Result(NamedTuple):
     figures: Figures  # terms of the loss at the last evaluation, and what `measure` returned
     moments: list[dict]  # at each step kept: "step" and what `measure` returned
     curve: dict[str, list]  # "evaluations", "seconds" (without the first step, which compiles), "loss", its terms
-    seconds: float  # of the run with all that it took; of runs that were optimized together, its share
+    seconds: float  # of the whole run; of runs that were optimized together, its share
     peak_memory: float  # bytes, of the process or the accelerator, until then
     machine: dict[str, str]
     path: Path
@@ -73,7 +73,7 @@ class Result(NamedTuple):
 
     @property
     def left(self) -> float | None:
-        """The part of the first loss that is left; None of a run that diverged."""
+        """The last loss in units of the first; None for a run that diverged."""
         first, last = self.curve["loss"][0], self.figures["loss"]
         return None if not first or last is None else last / first
 
@@ -95,12 +95,12 @@ class Result(NamedTuple):
 
 
 def first_image(init: str, content: Image, seed: int) -> Image:
-    """The image that runs start from: init is "content", the content image, or "noise", of the seed."""
+    """Return the image that runs start from: the content image, or if init is "noise", noise of the seed."""
     return content if init == "content" else np.asarray(jax.random.uniform(jax.random.key(seed), content.shape))
 
 
 def source(path: str | Path) -> Any:
-    """What a run's configuration says of a file: its name and the beginning of its SHA-256; names of weights stay."""
+    """Return a file's name and the start of its SHA-256, for a configuration; names of weights stay as they are."""
     if path in ("bundled", "keras", "torchvision", "random"):
         return path
     files.check_regular(path)
@@ -111,21 +111,21 @@ def source(path: str | Path) -> Any:
 
 
 def sources(**paths: str | Path) -> dict[str, Any]:
-    """`source` of several."""
+    """Return the `source` of several files, by name."""
     return {name: source(path) for name, path in paths.items()}
 
 
 def run(
     settings: Settings, programs: Sequence[Program], *, measure: Callable[[Run, Any], Figures] = lambda run, image: {}
 ) -> list[Result]:
-    """Optimize what is not done yet, and return all results in order.
+    """Optimize the runs that are not finished yet, and return all results in order.
 
-    Ctrl-C keeps the runs that are finished and exits with 130 (SIGTERM: 143). Where all images that are optimized
-    together diverge, the last good ones count.
+    Ctrl-C keeps the runs that are finished and exits with status 130 (SIGTERM: 143). If all images that are optimized
+    together diverge, the last finite ones are used.
 
     Args:
-        measure: (run, image [H, W, 3] as it is saved) -> figures. They are stored with the run, so that what they
-            depend on belongs into its configuration too.
+        measure: (run, image [H, W, 3] as it is saved) -> figures. They are stored with the run, so its configuration
+            must include what they depend on.
     """
     runs = [each for program in programs for each in program.runs]
     paths = {each.name: settings.output / "runs" / f"{_slug(each.name)}.png" for each in runs}
@@ -173,7 +173,7 @@ def _optimize(
 ) -> list[Result]:
     """The results of a group of runs, stored; none if it was stopped before its end."""
     begun = time.perf_counter()
-    runs = list({each.name: each for each in group}.values())  # the last may be repeated to fill the group up
+    runs = list({each.name: each for each in group}.values())  # the last one may be repeated to fill the group
     bar.set_description(printable(runs[0].name) + (f" and {len(runs) - 1} more" if runs[1:] else ""))
     first, data = pyramid.stacked([each.prepare() for each in group])
     moments: dict[str, list[dict]] = {each.name: [] for each in runs}
@@ -215,7 +215,7 @@ def _optimize(
 
 
 def _apart(runs: list[Run], pixels: Image | Images) -> Iterator[tuple[Run, Image]]:
-    """(run, its image, rounded to 8 bits as it is saved), without what fills a group up."""
+    """(run, its image, rounded to 8 bits as it is saved), without repeated ones that fill a group."""
     for each, image in zip(runs, pixels if pixels.ndim == 4 else [pixels], strict=False):
         yield each, np.rint(np.clip(np.asarray(image, np.float32), 0, 1) * 255) / np.float32(255)
 
@@ -230,7 +230,7 @@ def _timed(steps: Iterator) -> Iterator[tuple[float, Any]]:
 
 
 def _last(curve: dict[str, list]) -> Figures:
-    """The last loss and terms. A failed evaluation is of a rejected step, and does not count."""
+    """The last loss and terms. Failed evaluations belong to rejected steps, and do not count."""
     good = [row for row, failures in enumerate(curve["failures"]) if not failures]
     terms = {name: values for name, values in curve.items() if name not in ("seconds", "failures")}
     last = {name: values[good[-1]] if good else None for name, values in terms.items()}
@@ -238,18 +238,18 @@ def _last(curve: dict[str, list]) -> Figures:
 
 
 def _whole(each: Run, program: Program) -> dict:
-    """A run's configuration with the program's own, as it comes back from a file."""
+    """A run's configuration with the program's, as it is read back from a file."""
     return json.loads(json.dumps(each.configuration | {"steps": program.steps, "keep": sorted(program.keep)}))
 
 
 def _store(result: Result) -> None:
-    """Write a result beside its images; last, so that where it is, they are."""
+    """Write a result beside its images; it is written last, so that its images exist if it does."""
     fields = {name: value for name, value in result._asdict().items() if name != "path"}
     files.write(result.path.with_suffix(".json"), json.dumps(fields, indent=1).encode())
 
 
 def _stored(path: Path, configuration: dict) -> Result | None:
-    """The run's result if it is there, whole, and of this configuration."""
+    """The stored result of a run if it exists, is complete, and has this configuration."""
     try:
         result = Result(**json.loads(path.with_suffix(".json").read_text()), path=path)
         for step in (None, *(moment["step"] for moment in result.moments)):
@@ -260,7 +260,7 @@ def _stored(path: Path, configuration: dict) -> Result | None:
 
 
 def _slug(name: str) -> str:
-    """A file's name from a run's; with a digest where characters were left out."""
+    """A file name from a run's name, with a digest if characters were left out."""
     plain = re.sub(r"[ ,]+", "-", name)
     safe = re.sub(r"[^A-Za-z0-9._+=-]", "", plain).lstrip(".-")[:80]
     return safe if safe == plain else f"{safe}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
@@ -286,7 +286,7 @@ def _peak_memory() -> float:
 
 
 def _machine() -> dict[str, str]:
-    """What a run was computed by: {"hardware", "versions"}."""
+    """What computed a run: {"hardware", "versions"}."""
     name = platform.processor() or platform.machine()
     if (info := Path("/proc/cpuinfo")).exists() and (found := re.search(r"model name\s*:\s*(.+)", info.read_text())):
         name = found[1].strip()

@@ -1,4 +1,4 @@
-"""What every study lets its user set, as a command's flags, and its validation before any work."""
+"""The settings of every study, which are a command's flags, and their validation before any work."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +12,7 @@ RUNS = r".*\.(png|json)"  # names of files of runs
 
 
 class Settings(NamedTuple):
-    """What every study lets its user set; a command's flags."""
+    """The settings of every study, which are a command's flags."""
 
     output: Path = Path("study")
     """folder for the card, card.html, with results.csv, results.json, sheet.png and the runs."""
@@ -52,7 +52,7 @@ def start(
     strength: float | None = None,
     **positive: float,
 ) -> tuple[int, int]:
-    """Validate what a study was given before any work, and return (long side in pixels, evaluations of each run).
+    """Validate a study's settings before any work, and return (long side in pixels, evaluations of each run).
 
     Args:
         truth: of a study that compares with AdaIN's images.
@@ -63,7 +63,7 @@ def start(
         positive: the command's other numbers, which must be above 0.
 
     Raises:
-        InputError: a number that is out of its range, an output that cannot be written or is an input.
+        InputError: a number is out of its range, or an output cannot be written or is an input.
     """
     numbers = {"size": settings.size, "steps": settings.steps, "memory_limit": settings.memory_limit}
     for name, value in (numbers | positive).items():

@@ -22,7 +22,7 @@ CELLS = 4  # cells of a side, in which statistics are taken patch by patch
 
 
 class Scene(NamedTuple):
-    """What terms can compare with."""
+    """What terms can compare an image with."""
 
     content: Image
     reference: Image
@@ -116,14 +116,14 @@ objective = objectives.combined(measures.networks, {name: term.loss for name, te
 def targets(
     names: Iterable[str], params: measures.Params, content: Image, style: Image, reference: Image, heads: Any
 ) -> dict[str, Any]:
-    """What each of the terms compares with, {term: target}."""
+    """Return what each of the terms compares with, {term: target}."""
     wanted = vgg.features(params["vgg19"], style)
     scene = Scene(content, reference, heads, measures.networks(params, content), wanted)
     return {name: TERMS[name].target(scene) for name in names}
 
 
 def units(params: measures.Params, content: Image, targets: dict[str, Any]) -> dict[str, Any]:
-    """The unit of each term with a target: its loss for a blank of the mean color ("keep") or for the content image."""
+    """Return each term's unit: its loss for a blank of the mean color ("keep") or for the content image ("change")."""
     data = {"params": params, "targets": targets, "weights": dict.fromkeys(targets, 1.0)}
     blank = jnp.broadcast_to(content.mean((0, 1)), content.shape)
     (_, change), (_, keep) = objective(content, data), objective(blank, data)

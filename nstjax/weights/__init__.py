@@ -1,8 +1,8 @@
-"""Where weights come from: bundled with the package, downloaded with a checksum, or read from a file.
+"""Weights of networks: bundled with the package, downloaded with a checksum, or read from a file.
 
 Whatever the source, a network's weights have one form: kernels [h, w, in, out] and biases of `conv(image - mean)` for
-RGB images in [0, 1]. Caffe's and torchvision's preprocessing are folded into the first kernel; the mean stays
-apart, since zeros are padded after its subtraction. Importing this package needs neither jax nor safetensors.
+RGB images in [0, 1]. Caffe's and torchvision's preprocessing are folded into the first kernel, except for the mean,
+which is subtracted before the zeros of the padding are added. Importing this package needs neither jax nor safetensors.
 """
 
 from nstjax.weights.download import PICTURES as PICTURES

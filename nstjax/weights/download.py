@@ -1,4 +1,4 @@
-"""Files of weights, bundled with the package or downloaded once; both are verified by their checksums at every use."""
+"""Files of weights, bundled with the package or downloaded once, and verified by their checksums at every use."""
 
 import hashlib
 import json
@@ -60,7 +60,7 @@ def find(network: str, source: str | os.PathLike[str]) -> Path:
         source: "bundled"; "keras" or "torchvision", downloaded once; or the name of a file, which is not opened.
 
     Raises:
-        InputError: there are no weights of that kind, or they are changed or cannot be downloaded.
+        InputError: there are no weights of that kind, they cannot be downloaded, or a checksum is wrong.
     """
     if source == "bundled" and network in BUNDLED:
         return bundled(f"{network}.safetensors")
@@ -85,10 +85,10 @@ def bundled_files() -> list[Path]:
 
 
 def bundled(name: str) -> Path:
-    """Return the path of a bundled file, after comparing it with the SHA-256 in its folder's manifest.json.
+    """Return the path of a bundled file, after verifying its SHA-256, which is in its folder's manifest.json.
 
     Raises:
-        InputError: they differ, or one of the two files cannot be read.
+        InputError: the checksum differs, or one of the two files cannot be read.
     """
     path = bundled_folder() / name
     try:
@@ -119,7 +119,7 @@ def download(network: str, source: str) -> Path:
     whole = checksum if len(start) == 32 else None
 
     def verify(path: str, action: str, downloader: object) -> str:
-        # pooch itself compares whole checksums only; of torchvision's no more than the start is known.
+        # pooch itself compares only whole checksums, and torchvision publishes only the start of its own.
         if not _digest(path, algorithm).startswith(start) or size not in (None, os.path.getsize(path)):
             os.remove(path)
             raise ValueError("its checksum or size is wrong and it was removed; try again")
@@ -141,7 +141,7 @@ def _digest(path: str | os.PathLike[str], algorithm: str) -> str:
 
 
 def _cause(error: Exception) -> Exception:
-    """What happened, such as a name that cannot be resolved: requests wraps it three times."""
+    """The original error, such as a host name that cannot be resolved, which requests wraps three times."""
     while causes := [each for each in (getattr(error, "reason", None), *error.args) if isinstance(each, Exception)]:
         error = causes[0]
     return error

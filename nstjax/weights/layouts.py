@@ -1,7 +1,7 @@
 """What other libraries call the arrays of a network, and how they lay them out: one table for all networks.
 
-`load` finds out which of a network's layouts a file has, and returns its weights in the one form that our extractors
-take. The shapes of that form are the network's own (`features.vgg.shapes` etc.).
+`load` finds which of a network's layouts a file has, and returns its weights in the one form that our extractors take.
+The networks define the shapes of that form (`features.vgg.shapes` etc.).
 """
 
 import os
@@ -20,7 +20,7 @@ Place = tuple[str, str | None]  # layer and part; None if the array itself tells
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]  # {layer: {part: shape}}
 Layer = dict[str, np.ndarray]  # {part: array}
 
-# The two preprocessings, as the manifest and files' metadata write them. The means are RGB, in [0, 1].
+# The two kinds of preprocessing, as they are written in the manifest and in metadata. The means are RGB, in [0, 1].
 CAFFE = "BGR, 0..255, minus [103.939, 116.779, 123.68]"
 IMAGENET = "RGB, 0..1, minus [0.485, 0.456, 0.406], divided by [0.229, 0.224, 0.225]"
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -71,7 +71,7 @@ def assemble(path: Path, arrays: Mapping[str, np.ndarray], network: str, shapes:
     preprocessing = str(arrays.get("preprocessing", layout.preprocessing))
     if preprocessing not in MEANS:
         raise files.refusal(path, f"its preprocessing is {preprocessing[:80]!r}; known are {' | '.join(MEANS)}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is found below
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite numbers are rejected below
         tree: dict = {name: _params(found[name], own[name], layout) for name in own}
         first = next(iter(tree.values()))
         kernel = "strided" if "strided" in first else "kernel"
@@ -100,7 +100,7 @@ def part_of(name: str, array: np.ndarray) -> str:
 def _by_layer(
     path: Path, arrays: Mapping[str, np.ndarray], network: str, layout: Layout, own: Shapes
 ) -> dict[str, Layer]:
-    """{layer: {part: float32 array in our order}} of what such a file must hold, and no more."""
+    """{layer: {part: float32 array in our order}}, after checking that these are exactly the arrays expected."""
     expected = {layer: _in_files(layer, parts, layout) for layer, parts in own.items()}
     found: dict[str, Layer] = {layer: {} for layer in expected}
     for name, array in arrays.items():
@@ -108,7 +108,7 @@ def _by_layer(
             continue
         layer, part = place[0], place[1] or part_of(name, array)
         if {"codes": "kernel", "palette": "kernel"}.get(part, part) not in expected.get(layer, ()):
-            raise files.refusal(path, f"has {name}, which {network} has not; is it of another network?")
+            raise files.refusal(path, f"has {name}, which {network} does not have; is it of another network?")
         if found[layer].setdefault(part, array) is not array:
             raise files.refusal(path, f"has the {part} of {layer} more than once; keep one network in it")
     return {
@@ -132,7 +132,7 @@ def _converted(path: Path, layer: str, part: str, parts: Layer, shape: tuple[int
     if part == "kernel" and "codes" in parts and "palette" in parts:
         codes, palette = parts["codes"], parts["palette"]
         if palette.ndim != 1 or codes.max(initial=0) >= len(palette):
-            raise files.refusal(path, f"the codes of {layer} are not in its palette; get the file again")
+            raise files.refusal(path, f"the codes of {layer} are not in its palette; download the file again")
         parts = parts | {"kernel": palette[codes]}
     if part not in parts:
         raise files.refusal(path, f"has no {part} of {layer}; is it of another network?")
@@ -155,7 +155,7 @@ def _converted(path: Path, layer: str, part: str, parts: Layer, shape: tuple[int
 
 def _check_finite(path: Path, layer: str, parts: Layer) -> None:
     if not all(np.isfinite(part).all() for part in parts.values()):
-        raise files.refusal(path, f"{layer} has numbers that are not finite; get the file again")
+        raise files.refusal(path, f"{layer} has numbers that are not finite; download the file again")
 
 
 def _params(parts: Layer, own: Mapping[str, tuple[int, ...]], layout: Layout) -> Layer:
@@ -177,7 +177,7 @@ def _params(parts: Layer, own: Mapping[str, tuple[int, ...]], layout: Layout) ->
 
 
 TORCH_NORM = {"weight": "gamma", "bias": "beta", "running_mean": "mean", "running_var": "variance"}
-# How torchvision numbers the convolutions of each block: ReLUs and pools count, too.
+# torchvision's numbers of the convolutions of each block, counting ReLUs and pools too.
 VGG_NUMBERS = {
     "vgg16": ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)),
     "vgg19": ((0, 2), (5, 7), (10, 12, 14, 16), (19, 21, 23, 25), (28, 30, 32, 34)),
@@ -186,15 +186,15 @@ SQUEEZENET_NUMBERS = {0: "conv1"} | {n: f"fire{i}" for i, n in enumerate((3, 4, 
 
 
 def _keras_part(name: str) -> tuple[str, str]:
-    """("conv1_bn", "gamma") of Keras's "conv1_bn/gamma:0", with the groups before; empty for what is no layer's."""
-    if name.startswith("optimizer"):  # Keras keeps Adam's moments under the layers' names
+    """("conv1_bn", "gamma") for Keras's "conv1_bn/gamma:0", with its groups; ("", "") if it belongs to no layer."""
+    if name.startswith("optimizer"):  # Keras stores Adam's moments under the layers' names
         return "", ""
     match = re.fullmatch(r"(.+)/(kernel|bias|gamma|beta|moving_mean|moving_variance)(?::0)?", name)
     return (match[1], match[2].removeprefix("moving_")) if match else ("", "")
 
 
 def vgg(name: str) -> Place | None:
-    """The layer of our "conv1_2/bias", and of what Keras's and its ports' names have in common, "block1_conv2"."""
+    """The layer of our "conv1_2/bias", and of names with "block1_conv2", as in Keras and its ports."""
     if name.startswith("optimizer"):
         return None
     keras, own = r"(?<![a-z0-9])block(\d)_conv(\d)(?!\d)", r"(?<!\w)conv(\d)_(\d)(?!\d)"

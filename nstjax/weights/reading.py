@@ -1,6 +1,6 @@
-"""Arrays by name from files of other libraries: .safetensors, .npz, .h5, .onnx and Torch's, in no trust of any of them.
+"""Named arrays from files of other libraries: .safetensors, .npz, .h5, .onnx and Torch's, none of which are trusted.
 
-No file may run code, bring the numbers of another file, or unpack to more than the memory.
+No file can run code, include data of another file, or unpack to more than a limit.
 """
 
 import os
@@ -15,7 +15,7 @@ from nstjax.errors import InputError, reason
 from nstjax.optional import needed
 from nstjax.weights import torchfile
 
-MAX_BYTES = 2**31  # the largest of the networks, with its dense layers in double precision, takes half
+MAX_BYTES = 2**31  # twice the size of the largest network with its dense layers, in double precision
 
 Wanted = Callable[[str], object]
 
@@ -46,16 +46,16 @@ def read(path: str | os.PathLike[str], wanted: Wanted = lambda name: True) -> di
         advice = f"pip install {package}" if package else "install it again"
         raise files.refusal(path, f"a package to read it is missing or broken ({reason(error)}): {advice}") from error
     except Exception as error:  # a damaged file makes each library's reader fail in its own ways
-        raise files.refusal(path, f"is no sound {suffix} file ({reason(error)}); get it again") from error
+        raise files.refusal(path, f"is not an intact {suffix} file ({reason(error)}); download it again") from error
 
 
 def _plain(array: np.ndarray) -> np.ndarray:
-    """numpy itself has no bfloat16, which counts as a kind of its own."""
+    """bfloat16 as float32, since numpy treats it as a kind of its own rather than as a float."""
     return array.astype(np.float32) if array.dtype.name == "bfloat16" else array
 
 
 def _check_size(size: int) -> None:
-    if size > MAX_BYTES:  # before a small file unpacks to more than the memory
+    if size > MAX_BYTES:  # small compressed files could unpack to more than the memory
         raise ValueError(f"it would unpack to {size / 2**30:.0f} GiB, more than any of the networks")
 
 
@@ -92,7 +92,7 @@ def _read_h5(path: Path, wanted: Wanted) -> dict[str, Any]:
     with h5py.File(path) as file:
         file.visititems(visit)  # follows none of the links
         file.visititems_links(visit_link)
-        # Any of these could bring the numbers of any other file that the user may read.
+        # Any of these could include data of any other file that the user can read.
         links += [name for name, item in datasets.items() if item.external or item.is_virtual]
         if links:
             raise ValueError(f"its {links[0]!r} refers to something else, maybe in another file")
@@ -104,7 +104,7 @@ def _read_h5(path: Path, wanted: Wanted) -> dict[str, Any]:
 
 
 def _check_filters(name: str, properties: Any) -> None:
-    """Allow HDF5's own compression (1 to 6) and h5py's LZF: for others HDF5 would load a plugin's code."""
+    """Allow only HDF5's own filters (1 to 6) and h5py's LZF: for any other, HDF5 would load a plugin's code."""
     for number in range(properties.get_nfilters()):
         code = properties.get_filter(number)[0]
         if code not in (1, 2, 3, 4, 5, 6, 32000):
@@ -116,7 +116,7 @@ def _read_onnx(path: Path, wanted: Wanted) -> dict[str, Any]:
     to_array = needed("onnx.numpy_helper", f"{path}: reading it", '"nstjax[convert]"').to_array
     tensors = [t for t in onnx.load(path, load_external_data=False).graph.initializer if wanted(t.name)]
     if any(t.data_location == onnx.TensorProto.EXTERNAL for t in tensors):
-        raise ValueError("it keeps its numbers in another file")
+        raise ValueError("its numbers are in another file")
     return {t.name: to_array(t) for t in tensors}
 
 

@@ -1,9 +1,9 @@
 """Torch's files of tensors (.pth, .pt, .bin), read without Torch and without pickle's arbitrary code execution.
 
 A pickle is a program, and can name any function to be called. `_Unpickler` is Python's own reader, reduced to the few
-opcodes and names that a file of tensors needs; the file is rejected at any other, before anything is run. The reader in
-C would not do: it takes classes from copyreg's cache without `find_class`, allocates as much as the file says, and
-crashes on deeply nested keys.
+opcodes and names that a file of tensors needs; any other rejects the file before anything is run. The reader in C is
+not safe: it takes classes from copyreg's cache without `find_class`, allocates as much as the file says, and crashes on
+deeply nested keys.
 """
 
 import io
@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-_PICKLE_BYTES = 2**24  # more than the pickles of any network have; the numbers lie elsewhere
+_PICKLE_BYTES = 2**24  # more than the pickle of any network, which does not include the numbers
 _DTYPES = dict(Float="<f4", Double="<f8", Half="<f2", BFloat16="V2", Bool="?")
 _DTYPES |= dict(Long="<i8", Int="<i4", Short="<i2", Char="i1", Byte="u1")
 _OPCODES = """PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT
@@ -30,7 +30,7 @@ _CODES = {ord(each.code): each.name for each in pickletools.opcodes}
 
 
 class _Storage(NamedTuple):
-    dtype: np.dtype  # two bytes of type "V" stand for a bfloat16, which numpy itself has not
+    dtype: np.dtype  # two bytes of type "V" stand for bfloat16, which numpy itself does not have
     key: str
     length: int
 
@@ -42,7 +42,7 @@ class _Storage(NamedTuple):
 
 @dataclass
 class _Tensor:
-    """A tensor whose numbers are not read, and whose fields are not checked, yet."""
+    """A tensor whose numbers have not been read, and whose fields have not been checked."""
 
     storage: Any = None
     offset: Any = 0
@@ -57,7 +57,7 @@ def load(path: str | os.PathLike[str], wanted: Callable[[str], object] = lambda 
     are read-only and, like the tensors, may share their numbers.
 
     Raises:
-        ValueError: the file holds anything but tensors and plain values, or its numbers do not add up.
+        ValueError: the file holds anything but tensors and plain values, or is inconsistent.
         zipfile.BadZipFile, KeyError: the archive is damaged.
     """
     with open(path, "rb") as file:
@@ -70,13 +70,13 @@ def load(path: str | os.PathLike[str], wanted: Callable[[str], object] = lambda 
 
 
 def _open_zip(file: BinaryIO) -> tuple[object, Callable[[_Storage], bytes]]:
-    """What the file holds, its numbers unread, and a function from a storage to its bytes."""
+    """The tree in the file, with tensors whose numbers are unread, and a function from a storage to its bytes."""
     archive = zipfile.ZipFile(file)
     pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
     if len(pickles) != 1:
         raise ValueError("it is a zip archive, but not one of Torch's")
     if sum(member.file_size for member in archive.infolist()) > os.fstat(file.fileno()).st_size:
-        raise ValueError("it is compressed, which Torch's files are not")  # and could unpack to any size
+        raise ValueError("it is compressed, which Torch's files are not")  # and it could unpack to any size
     folder = pickles[0].removesuffix("data.pkl")
     if f"{folder}byteorder" in archive.namelist():
         _check_order(archive.read(f"{folder}byteorder") == b"little")
@@ -129,7 +129,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
         if full not in _NAMES:
-            raise ValueError(f"it asks for {ascii(full)[1:-1]}, which no tensor needs: refused, nothing was run")
+            raise ValueError(f"it asks for {ascii(full)[1:-1]}, which no tensor needs: rejected, nothing was run")
         return _NAMES[full]
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -149,7 +149,7 @@ class _Unpickler(pickle._Unpickler):
         _put(self.stack[-1], zip(values[::2], values[1::2], strict=True))
 
     def load_build(self) -> None:
-        """Torch 0.1 makes a tensor first and fills it then; else a state is of flags, not of numbers."""
+        """Fill a tensor that Torch 0.1 created empty; in other versions a state holds flags, which are ignored."""
         state, target = self.stack.pop(), self.stack[-1]
         if isinstance(target, _Tensor) and isinstance(state, tuple):
             if len(state) == 5 and isinstance(state[0], _Tensor):
@@ -163,7 +163,7 @@ class _Dispatch(dict[int, Callable[[Any], None]]):
 
     def __missing__(self, code: int) -> Any:
         name = _CODES.get(code, hex(code))
-        raise ValueError(f"it has a step {name}, which no tensor needs: refused, nothing was run")
+        raise ValueError(f"it has a step {name}, which no tensor needs: rejected, nothing was run")
 
 
 _Unpickler.dispatch = _Dispatch(
@@ -184,15 +184,15 @@ def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
         return unpickler.load(), unpickler.storages
     except ValueError:
         raise
-    except Exception as error:  # each opcode fails in its own ways
-        raise ValueError("its pickle does not add up") from error
+    except Exception as error:  # each opcode can raise many kinds
+        raise ValueError("its pickle is inconsistent") from error
 
 
 def _put(target: Any, pairs: Iterable[Any]) -> Any:
     for key, value in pairs:
-        # Any other key, such as a deeply nested tuple, could end the process when it is hashed.
+        # Hashing other keys, such as deeply nested tuples, could crash the process.
         if not isinstance(target, dict) or not isinstance(key, str | int | float | None):
-            raise ValueError("it has a dictionary with keys that are not plain")
+            raise ValueError("it has a dictionary with keys that are not plain values")
         target[key] = value
     return target
 
@@ -219,7 +219,7 @@ _NAMES: dict[str, Any] = {
 
 
 def _flatten(tree: object) -> dict[str, _Tensor]:
-    """The tensors {name: _Tensor} of nested dictionaries, each of which is looked into once."""
+    """The tensors {name: _Tensor} of nested dictionaries, each of which is visited once."""
     found: dict[str, _Tensor] = {}
     seen: set[int] = set()
     left: list[tuple[str, object]] = [("", tree)]
@@ -246,7 +246,7 @@ def _resolve(
     ):
         raise ValueError(f"tensor {name!r} is malformed")
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    # The first also rejects a small storage that strides of 0 would blow up to any size.
+    # The first condition also rejects small storages that strides of 0 would expand to any size.
     if math.prod(shape) > storage.length or (math.prod(shape) and last >= storage.length):
         raise ValueError(f"tensor {name!r} reaches past its data")
     if storage not in known:
