@@ -302,12 +302,12 @@ def balance(
     ones = {name: jnp.ones(()) for name in ("content", "style")}
     flat = jax.tree.map(lambda x: jnp.broadcast_to(x.mean((0, 1)), x.shape), data["content"])
     noise = jax.random.uniform(jax.random.key(0), content.shape)
-    _, style = objective(content, data | {"weights": ones})
-    _, structure = objective(content, data | {"weights": ones, "content": flat})
+    # One evaluation measures both: what the content is compared with makes no difference to the style's loss.
+    _, unit = objective(content, data | {"weights": ones, "content": flat})
     _, least = objective(noise, data | {"weights": ones})
     least = {name: jnp.maximum(LEAST[name] * loss, 1e-12) for name, loss in least.items()}
     weights = {
-        "content": (1 - strength) ** 2 / jnp.maximum(structure["content"], least["content"]),
-        "style": ratio * strength**2 / jnp.maximum(style["style"], least["style"]),
+        "content": (1 - strength) ** 2 / jnp.maximum(unit["content"], least["content"]),
+        "style": ratio * strength**2 / jnp.maximum(unit["style"], least["style"]),
     }
     return data | {"weights": data["weights"] | {name: SCALE * weight for name, weight in weights.items()}}
