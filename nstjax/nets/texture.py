@@ -83,14 +83,14 @@ def _joined(noise: Noise, images: Images | None) -> Sequence[Float[Array, "n _ _
 
 
 def stylize(
-    net: TextureNet, variables: Mapping[str, Any], images: Float[Array, "n h w 3"], key: Key[Array, ""]
+    net: nn.Module, variables: Mapping[str, Any], images: Float[Array, "n h w 3"], key: Key[Array, ""]
 ) -> Float[Array, "n h w 3"]:
     """Return images in the net's style; another key gives other images. For nets trained with content."""
     noises = noise(key, images.shape[:3], scales=scales(variables))
     return jnp.asarray(net.apply(variables, noises, images))
 
 
-def synthesize(net: TextureNet, variables: Mapping[str, Any], shape: tuple[int, ...], key: Key[Array, ""]) -> Images:
+def synthesize(net: nn.Module, variables: Mapping[str, Any], shape: tuple[int, ...], key: Key[Array, ""]) -> Images:
     """Return textures of `shape` (N, H, W); another key gives others. For nets trained without content."""
     return jnp.asarray(net.apply(variables, noise(key, shape, scales=scales(variables))))
 
