@@ -139,7 +139,7 @@ def paint(flags, painting, scales, *, size):
     h, w, _ = progress.image.shape
     loss, seconds = rows[-1]["loss"], rows[-1]["seconds"]
     print(f"{ending}saved {printable(flags.output)}, {w} x {h} px, loss {loss:.4g}, {seconds:.0f} s")
-    command.finish(ending, stopped)
+    terminal.finish(stopped, failed=bool(ending))
 
 
 if __name__ == "__main__":

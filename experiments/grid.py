@@ -119,7 +119,7 @@ def paint(flags, recipe, labels, paths):
         images.save(flags.output, sheet(done, labels), metadata=about)
     loss = np.mean(rows[-1]["loss"])
     print(f"{ending}saved {printable(flags.output)} and {len(done)} images beside it, loss {loss:.4g}")
-    command.finish(ending, stopped)
+    terminal.finish(stopped, failed=bool(ending))
 
 
 def labels_of(cells):

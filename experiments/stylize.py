@@ -126,20 +126,20 @@ def paint(flags, plan, stylize, *, limit):
     """Show the progress. Photos that cannot be read or written are named, and count in the exit status."""
     options = {"size": flags.size, "batch_size": flags.batch_size, "smooth": flags.smooth, "limit": limit}
     painting = contents.stylize(plan, stylize, **options)
-    done = failed = total = 0
+    done, failed, count = 0, 0, len(plan.items) + len(plan.errors)
     bar = tqdm(unit="frame" if plan.film else "image", dynamic_ncols=True)
     with terminal.stop_signals() as stopped, contextlib.closing(painting), bar:
-        for saved, total, errors in painting:  # noqa: B007
+        for saved, bar.total, errors in painting:
             for error in errors:
                 tqdm.write(f"stylize.py: {error}", file=sys.stderr)
-            done, failed, bar.total = done + saved, failed + len(errors), total
+            done, failed = done + saved, failed + len(errors)
             bar.update(saved + len(errors))
             if stopped():
                 break
-    some = f"{done} frames in " if plan.film else f"{done} of {total} images in " if total > 1 else ""
+    some = f"{done} frames in " if plan.film else f"{done} of {count} images in " if count > 1 else ""
     if done or not failed:
         print(f"saved {some}{printable(plan.output)}")
-    command.finish("", stopped)
+    terminal.finish(stopped)
     if failed:
         sys.exit(1 if done else 2)
 

@@ -153,23 +153,17 @@ def watch(
         yield progress, rows, ending
 
 
-def _rate(rows, window=10):
+def _rate(rows: Sequence[Mapping[str, Any]], window: int = 10) -> float:
     """Steps a second, over the last few."""
     recent = rows[-window:]
     return (len(recent) - 1) / max(recent[-1]["seconds"] - recent[0]["seconds"], 1e-9)
 
 
-def _advice(rows):
+def _advice(rows: Sequence[Mapping[str, Any]]) -> str:
     """What to try after a run whose loss failed: its steps are to blame only if it was finite before them."""
     if any(np.isfinite(row["loss"]).all() for row in rows if row["size"] == rows[-1]["size"]):
         return "try another --optimizer or a lower --learning-rate"
     return "it never was finite at this size: check --weights, and lower the weights of the losses"
-
-
-def finish(ending: str, stopped: Callable[[], str | None]) -> None:
-    """Exit with 130 or 143 after a signal, with 1 after another early ending; return otherwise."""
-    if ending or stopped():
-        sys.exit({"SIGINT": 130, "SIGTERM": 143}.get(stopped() or "", 1))
 
 
 def provenance() -> dict[str, str]:

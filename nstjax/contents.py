@@ -19,7 +19,7 @@ from nstjax.typing import Images
 T = TypeVar("T")
 
 
-class Job(NamedTuple):
+class Item(NamedTuple):
     """A file to stylize."""
 
     content: Path
@@ -29,10 +29,10 @@ class Job(NamedTuple):
 class Plan(NamedTuple):
     """What a command is to do."""
 
-    jobs: list[Job]
+    items: list[Item]
     output: Path  # the file, or the folder of several
     several: bool  # whether the outputs are in a folder
-    film: bool  # whether the one job is a video
+    film: bool  # whether the one item is a video
     errors: list[InputError]  # of files whose output cannot be written
 
 
@@ -48,32 +48,32 @@ def plan(contents: Sequence[str], output: Path | None, *, inputs: Iterable[Path]
         InputError: for names without a file, a video among other files, and outputs that cannot be written or would
             replace an input or each other.
     """
-    jobs = found(contents)
+    items = found(contents)
     # In a folder, an animated image counts as the image that its first frame is.
     films = [
-        job for job in found([name for name in contents if not os.path.isdir(name)]) if video.recognizes(job.content)
+        item for item in found([name for name in contents if not os.path.isdir(name)]) if video.recognizes(item.content)
     ]
-    if films and len(jobs) > 1:
+    if films and len(items) > 1:
         raise InputError(f"{films[0].content}: a video is painted alone; leave the rest of --content out")
     output = output or Path("stylized.mp4" if films else "stylized.png")
     pattern_or_folder = bool(contents) and (not os.path.lexists(contents[0]) or os.path.isdir(contents[0]))
-    several = len(jobs) > 1 or pattern_or_folder or (bool(contents) and os.path.isdir(output))
-    jobs = [job._replace(output=output / job.output if several else output) for job in jobs]
+    several = len(items) > 1 or pattern_or_folder or (bool(contents) and os.path.isdir(output))
+    items = [item._replace(output=output / item.output if several else output) for item in items]
     check_writable = video.check_writable if films else images.check_writable
     check_writable(output / "image.png" if several else output)
     good, errors = [], []
-    for job in jobs:
+    for item in items:
         try:
-            check_writable(job.output)
-            good.append(job)
+            check_writable(item.output)
+            good.append(item)
         except InputError as error:
             errors.append(error)
-    outputs = [job.output for job in good] if jobs else [output]
-    files.check_outputs(outputs, [*(job.content for job in jobs), *inputs])
+    outputs = [item.output for item in good] if items else [output]
+    files.check_outputs(outputs, [*(item.content for item in items), *inputs])
     return Plan(good, output, several, bool(films), errors)
 
 
-def found(names: Sequence[str]) -> list[Job]:
+def found(names: Sequence[str]) -> list[Item]:
     """The image files of names, folders and patterns, with output names for a folder, of which no two are equal.
 
     Raises InputError for a name that does not exist, a pattern without matches and a folder without images.
@@ -92,14 +92,14 @@ def found(names: Sequence[str]) -> list[Job]:
             raise InputError(f"{name}: no such file; check --content")
         sources += [(Path(match), Path(Path(match).stem)) for match in matches]
     outputs = files.distinct([str(output) for _, output in sources])
-    return [Job(file, Path(f"{output}.png")) for (file, _), output in zip(sources, outputs, strict=True)]
+    return [Item(file, Path(f"{output}.png")) for (file, _), output in zip(sources, outputs, strict=True)]
 
 
 class Step(NamedTuple):
     """What was done since the last step."""
 
     saved: int  # images or frames
-    total: int  # of all steps
+    total: int | None  # of all steps, if it is known
     errors: list[InputError]  # of images that could not be read, stylized or written
 
 
@@ -125,47 +125,47 @@ def stylize(
         InputError: for a video without frames that can be read.
     """
     if plan.film:
-        return _stylize_video(plan.jobs[0], function, size=size, batch_size=batch_size, smooth=smooth)
+        return _stylize_video(plan.items[0], function, size=size, batch_size=batch_size, smooth=smooth)
     return _stylize_images(plan, function, size=size, batch_size=batch_size, limit=limit)
 
 
 def _stylize_images(
     plan: Plan, function: Callable[[Images], np.ndarray], *, size: int | None, batch_size: int, limit: float
 ) -> Generator[Step, None, None]:
-    total, errors = len(plan.jobs) + len(plan.errors), [*plan.errors]
-    shapes: dict[tuple[int, int], list[Job]] = {}
-    for job in plan.jobs:
+    total, errors = len(plan.items) + len(plan.errors), [*plan.errors]
+    shapes: dict[tuple[int, int], list[Item]] = {}
+    for item in plan.items:
         try:
-            shapes.setdefault(images.shape(job.content, size=size), []).append(job)
+            shapes.setdefault(images.shape(item.content, size=size), []).append(item)
         except InputError as error:
             errors.append(error)
     yield Step(0, total, errors)
     for batch in itertools.chain(*(batches(same, batch_size) for same in shapes.values())):
         loaded, errors = [], []
-        for job in batch:
+        for item in batch:
             try:
-                image = images.load(job.content, size=size, limit=limit)
-                alpha = images.load_alpha(job.content, shape=image.shape[:2], limit=limit)
-                loaded.append((job, image, alpha))
+                image = images.load(item.content, size=size, limit=limit)
+                alpha = images.load_alpha(item.content, shape=image.shape[:2], limit=limit)
+                loaded.append((item, image, alpha))
             except InputError as error:
                 errors.append(error)
         try:
             stylized = function(np.stack([image for _, image, _ in loaded])) if loaded else ()
         except InputError as error:  # they are too large
-            errors += [InputError(f"{job.content}: {error}") for job, _, _ in loaded]
+            errors += [InputError(f"{item.content}: {error}") for item, _, _ in loaded]
             loaded, stylized = [], ()
-        for (job, _, alpha), image in zip(loaded, stylized, strict=True):
-            images.save(job.output, image, alpha=alpha)
+        for (item, _, alpha), image in zip(loaded, stylized, strict=True):
+            images.save(item.output, image, alpha=alpha)
         yield Step(len(loaded), total, errors)
 
 
 def _stylize_video(
-    job: Job, function: Callable[[Images], np.ndarray], *, size: int | None, batch_size: int, smooth: float
+    item: Item, function: Callable[[Images], np.ndarray], *, size: int | None, batch_size: int, smooth: float
 ) -> Generator[Step, None, None]:
-    path, before, empty = job.content, None, True
+    path, before, empty = item.content, None, True
     info = video.info(path, size=size)
     hold = jax.jit(partial(video.steady, strength=smooth))
-    with video.writing(job.output, info, sound=path) as add, contextlib.closing(video.read(path, info)) as frames:
+    with video.writing(item.output, info, sound=path) as add, contextlib.closing(video.read(path, info)) as frames:
         for batch in batches(frames, batch_size):
             for frame, image in zip(batch, function(np.stack(batch)), strict=True):
                 if smooth:

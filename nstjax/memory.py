@@ -42,13 +42,13 @@ class Budget(NamedTuple):
 
     history: int  # pairs that L-BFGS remembers
     network: float  # bytes for the network's activations (`stream.plan`)
-    together: int  # images that may be optimised at once
+    together: int  # images that may be optimized at once
     compact: bool  # whether kernels are kept as `convolve.compact`
     tuned: bool  # whether the allocator may keep freed memory (`terminal.tune_malloc`)
 
 
-def available():
-    """Bytes that the default device has free (on CPU, of the machine or of the container)."""
+def available() -> float:
+    """Bytes that the default device has free (on CPU: that the machine or the container has)."""
     stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     return stats["bytes_limit"] - stats["bytes_in_use"] if stats else host.free_memory()
 
@@ -58,12 +58,12 @@ def for_images(limit: float) -> float:
     return max(limit - RUNTIME, limit / 4)
 
 
-def fit(scene, *, limit, devices=1):
-    """The `Budget` of a run within `limit` bytes in all.
+def fit(scene: Scene, *, limit: float, devices: int = 1) -> Budget:
+    """Return the `Budget` of a run within `limit` bytes in all.
 
-    Kernels are transformed in advance where L-BFGS still remembers 20 steps beside them. Of what is left after 3 steps
-    and the least that the network can do with, three fifths go to more steps, up to 20. Raises InputError where there
-    is not even that, and says how much is needed.
+    Kernels are transformed in advance if L-BFGS can still remember 20 steps beside them. Of what is left after 3 steps
+    and the least that the network needs, three fifths go to more steps, up to 20. Raises InputError if the limit does
+    not suffice for that minimum; the message says how much would.
     """
     pair = 3 * IMAGE * math.prod(scene.shape)  # two images, one of which XLA copies
     layers = scene.content_layers + scene.style_layers
@@ -95,22 +95,22 @@ def groups(items: Sequence, most: int) -> list[list]:
     return [group + group[-1:] * (size - len(group)) for group in split]
 
 
-def _parameters(network, layers, *, compact):
+def _parameters(network: str, layers: Sequence[str], *, compact: bool) -> float:
     """Bytes of a VGG's parameters on the CPU, in the form of `features.prepare`."""
     kernels = {name: parts["kernel"] for name, parts in vgg.until(vgg.shapes(network), layers).items()}
     forms = {name: 2 if name in vgg.FIRST else 1 if compact else 8 for name in kernels}
     return sum(4 * forms[name] * math.prod(shape) for name, shape in kernels.items())
 
 
-def _images(scene):
-    """Bytes of what has the content's size for as long as it is optimised, beside L-BFGS's pairs."""
+def _images(scene: Scene) -> float:
+    """Bytes of all arrays of the content's size while it is optimized, beside L-BFGS's pairs."""
     features = sum(vgg.numbers(name) for name in scene.content_layers)
     held = math.prod(scene.shape) * (4 * features + IMAGE * (IMAGES + scene.results) + 8 * scene.regions)
     return held + sum(IMAGE * math.prod(shape) for shape in scene.styles)
 
 
-def _targets(scene, layers, least):
-    """Bytes for a moment while the targets are computed, before L-BFGS remembers anything."""
+def _targets(scene: Scene, layers: Sequence[str], least: float) -> float:
+    """Bytes that are taken for a moment while the targets are computed, before L-BFGS remembers anything."""
     images = sum(3 * IMAGE * math.prod(shape) for shape in scene.styles)
     largest = max((stream.least((*shape, 3), layers) for shape in scene.styles), default=0)
     return images + max(COMPILING + STYLE_COMPILING * (len(scene.styles) - 1), largest, least)

@@ -12,32 +12,24 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from nstjax import color, features, host, images, memory, objectives, pyramid, recipes, solvers, stream
+from nstjax import color, features, host, memory, objectives, pyramid, recipes, solvers, stream
 from nstjax.errors import InputError
 from nstjax.features import vgg
+from nstjax.jobs import Job, batches, checked, first_image, resized, size, styles_of
+from nstjax.jobs import Start as Start
 from nstjax.objectives import Style
 from nstjax.recipes import PRESETS, Recipe, schedule, style_size
-from nstjax.typing import Image, Images
+from nstjax.typing import Image, Images, Mask
 
-__all__ = ["PRESETS", "Job", "Progress", "Recipe", "Style", "budget", "paint", "paint_batch", "schedule"]
+__all__ = ["PRESETS", "Job", "Progress", "Recipe", "Style", "batches", "budget", "paint", "paint_batch", "schedule"]
 
-Start = Literal["content", "noise", "gray", "style"]
-Pair = tuple[Callable, Callable]  # (objective, targets), as `objectives.neural_style` returns them
-
-
-class Job(NamedTuple):
-    """One image of a batch."""
-
-    content: Image
-    styles: Sequence[Image | Style]
-    init: str | Image = "content"  # or one of `Start`
-    seed: int = 0
-    style_weight: float | None = None  # by default the recipe's
+Pair = tuple[objectives.Objective, objectives.Targets]  # as `objectives.neural_style` returns it
+Extract = Callable[[Any, Any], dict[str, Any]]  # (params, image) -> {layer: [h, w, c]}
 
 
 class Progress(NamedTuple):
@@ -59,7 +51,7 @@ def paint(
     init: str | Image = "content",
     seed: int = 0,
     params: Any = None,
-    extract: Callable | None = None,
+    extract: Extract | None = None,
     objective: Pair | None = None,
     memory_limit: float | None = None,
     budget: memory.Budget | None = None,
@@ -70,7 +62,7 @@ def paint(
 
     Args:
         content: its long side is the stylized image's.
-        styles: one or several, which are blended, or painted each into its region. Their own sizes do not matter.
+        styles: one or several. Several are blended, or each is painted into its region. Their sizes do not matter.
         preset: a recipe, or the name of one of `PRESETS`.
         init: the image to start from: content, noise (of the seed), gray, style (its middle, in the content's aspect),
             or an image of the content's aspect, such as an earlier result.
@@ -117,18 +109,6 @@ def paint_batch(
     )
 
 
-def batches(jobs: Mapping[Any, Job], *, together: int) -> list[list[Any]]:
-    """The keys of jobs in groups for `paint_batch`: of one shape, `together` at most, and on CPU four.
-
-    Of one shape all groups have the same size, the last filled up with its last job, so that they are compiled once.
-    """
-    by_shape: dict[tuple, list] = {}
-    for key, job in jobs.items():
-        by_shape.setdefault(np.shape(job.content), []).append(key)
-    most = max(1, min(together, 4 if jax.default_backend() == "cpu" else 64))
-    return [group for keys in by_shape.values() for group in memory.groups(keys, most)]
-
-
 def budget(
     recipe: Recipe,
     content: tuple[int, int],
@@ -140,17 +120,20 @@ def budget(
     results: int = 1,
     reading: float = 0,
 ) -> memory.Budget:
-    """How `paint` stays within a memory limit; known before an image is decoded.
+    """Return how `paint` stays within a memory limit. It is known before an image is decoded.
 
     Args:
-        content: (height, width) of the stylized image. styles: those of the style images, of which the aspect counts.
+        content: (height, width) of the stylized image.
+        styles: (height, width) of each style image; only the aspect counts.
         limit: bytes that the process may use (on a GPU or TPU, of each device's memory); by default 0.7 of what is
             free.
-        regions: how many of the styles have one. results: stylized images that are kept until the end.
+        devices: how many share the image's rows.
+        regions: how many of the styles have one.
+        results: stylized images that are kept until the end.
         reading: bytes that reading a file takes for a moment (`images.reading_bytes`).
 
     Raises:
-        InputError: where the memory does not suffice; it says how much would.
+        InputError: the memory does not suffice; the message says how much would.
     """
     limit = limit or 0.7 * memory.available()
     shared = jax.default_backend() == "cpu"  # its devices share one memory
@@ -169,77 +152,53 @@ def budget(
 
 
 def describe(recipe: Recipe, shape: tuple[int, int], budget: memory.Budget, *, devices: int = 1) -> str:
-    """What a budget makes of an image of shape (H, W), in words, or "" if it spares nothing."""
+    """Say how a budget saves memory for an image of shape (H, W), or return "" if it does not need to."""
     plan = stream.plan((*shape, 3), recipe.layers, limit=budget.network)
     if budget.history == memory.HISTORY and (devices > 1 or not any(segment.rows for segment in plan)):
         return ""
     return f"{stream.describe(plan)}; L-BFGS remembers {budget.history} steps"
 
 
-def _paint(jobs, preset, init_params, extract, pair, memory_limit, known, devices, changes):
+def _paint(
+    jobs: Sequence[Job],
+    preset: str | Recipe,
+    params: Any,
+    extract: Extract | None,
+    pair: Pair | None,
+    memory_limit: float | None,
+    known: memory.Budget | None,
+    devices: int,
+    changes: Mapping[str, Any],
+) -> Iterator[Progress]:
     """Validate everything, then return the generator of `_steps`."""
-    jobs = [_checked(job) for job in jobs]
-    shape = jobs[0].content.shape[:2]
-    if any(job.content.shape[:2] != shape for job in jobs):
+    jobs = [checked(job) for job in jobs]
+    shape = size(jobs[0].content)
+    if any(size(job.content) != shape for job in jobs):
         raise InputError("the content images have different shapes; paint those of each shape apart", argument="jobs")
     layers = None
     if extract is not None:
-        if init_params is None:
-            raise InputError("missing: give those of your own extractor", argument="params")
-        layers = tuple(jax.eval_shape(extract, init_params, jobs[0].content))
+        if params is None:
+            raise InputError("missing; give those of your own extractor", argument="params")
+        layers = tuple(jax.eval_shape(extract, params, jobs[0].content))
     recipe = recipes.changed(preset, changes, layers=layers)
     scales = schedule(recipe, shape)
     if known is None and extract is None:
-        styles = [style.image.shape[:2] for job in jobs for style in job.styles]
-        regions = sum(style.region is not None for job in jobs for style in job.styles)
-        more = {"devices": devices, "regions": regions, "results": len(jobs)}
-        known = budget(recipe, shape, styles, limit=memory_limit, **more)
+        every = [style for job in jobs for style in styles_of(job)]
+        known = budget(
+            recipe,
+            shape,
+            [size(style.image) for style in every],
+            limit=memory_limit,
+            devices=devices,
+            regions=sum(style.region is not None for style in every),
+            results=len(jobs),
+        )
     known = known or memory.Budget(memory.HISTORY, math.inf, len(jobs), compact=False, tuned=True)
     mesh = stream.mesh(devices) if devices > 1 else None
-    params = init_params
     if params is None:
         params = features.load(recipe.network, layers=recipe.layers, compact=known.compact)
     program = _program(recipe, scales[-1].steps, known.history, known.network, mesh, extract, pair)
     return _steps(jobs, recipe, scales, program, params, mesh, scarce=not known.tuned)
-
-
-def _checked(job):
-    """A job whose images are float32 arrays and whose styles are `Style`s. Raises InputError for what cannot be."""
-    content = _image(job.content, "content")
-    styles = [style if isinstance(style, Style) else Style(style) for style in job.styles]
-    if not styles:
-        raise InputError("none is given; give at least one", argument="styles")
-    if not all(0 <= style.weight < math.inf for style in styles) or not any(style.weight for style in styles):
-        raise InputError("give weights that are not negative, and not all 0", argument="styles")
-    if len({style.region is None for style in styles}) > 1:
-        raise InputError("give a region for each, or none", argument="styles")
-    for style in styles:
-        for mask, like, what in ((style.mask, style.image, "mask"), (style.region, content, "region")):
-            if mask is not None and not (mask.ndim == 2 and images.same_aspect(mask.shape[:2], like.shape[:2])):
-                raise InputError(f"a {what} is [H, W], of the aspect of its image", argument="styles")
-    styles = [style._replace(image=_image(style.image, "styles")) for style in styles]
-    init = job.init
-    if isinstance(init, str):
-        if init not in get_args(Start):
-            raise InputError(f"no {init!r}; give an image, or one of {', '.join(get_args(Start))}", argument="init")
-    elif not images.same_aspect(_image(init, "init").shape[:2], content.shape[:2]):
-        raise InputError("has another aspect than the content image; crop it", argument="init")
-    if not 0 <= job.seed < 2**32:
-        raise InputError(f"{job.seed}: give a number of 0 or more, up to {2**32 - 1}", argument="seed")
-    if job.style_weight is not None and not 0 <= job.style_weight < math.inf:
-        raise InputError(f"{job.style_weight}: give a number that is not negative", argument="style_weight")
-    return job._replace(content=content, styles=styles)
-
-
-def _image(image, argument):
-    """An image as float32 [H, W, 3]. Raises InputError for anything else than an image in [0, 1]."""
-    array = np.asarray(image)
-    if array.ndim != 3 or array.shape[-1] != 3 or array.dtype.kind != "f":
-        what = f"not {array.dtype} {list(array.shape)}; see nstjax.images.load"
-        raise InputError(f"an image is float [H, W, 3] in [0, 1], {what}", argument=argument)
-    if not (array.min() >= -1e-3 and array.max() <= 1 + 1e-3):
-        raise InputError(f"values from {array.min():.4g} to {array.max():.4g}: give 0 to 1", argument=argument)
-    return array.astype(np.float32)
 
 
 class _Program(NamedTuple):
@@ -247,12 +206,20 @@ class _Program(NamedTuple):
 
     solver: solvers.Solver
     together: solvers.Solver  # the same for several images at once
-    targets: Callable  # (params, content, styles, ...) -> the objective's data without the params
-    balance: Callable  # (data, content, strength=..., ratio=...) -> the weights of the terms
+    targets: Callable[..., dict[str, Any]]  # (params, content, styles, ...) -> the objective's data without the params
+    balance: Callable[..., dict[str, Any]]  # (data, content, strength=..., ratio=...) -> the weights of the terms
 
 
 @functools.lru_cache(8)  # so that several images of one shape, painted one after another, are compiled once
-def _program(recipe, steps, history, network_bytes, mesh, extract, pair):
+def _program(
+    recipe: Recipe,
+    steps: int,
+    history: int,
+    network_bytes: float,
+    mesh: jax.sharding.Mesh | None,
+    extract: Extract | None,
+    pair: Pair | None,
+) -> _Program:
     """The `_Program` of a recipe whose last size takes `steps` steps."""
     measure = None
     if extract is None:
@@ -264,37 +231,47 @@ def _program(recipe, steps, history, network_bytes, mesh, extract, pair):
         extract, measure=measure, content_distance=recipe.content_distance, **recipe.style_loss._asdict()
     )
 
-    # A compiled function copies what it only passes on: the parameters stay outside.
+    # A compiled function copies what it only passes on, so the parameters are left out.
     @jax.jit
-    def targets_of(*args, **kwargs):
+    def targets_of(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {name: each for name, each in targets(*args, **kwargs).items() if name != "params"}
 
     @jax.jit
-    def balance(*args, **kwargs):
+    def balance(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return objectives.balance(objective, *args, **kwargs)["weights"]
 
     solver = recipes.solver(recipe, objective, steps=steps, history=history)
     return _Program(solver, solvers.batched(solver), targets_of, balance)
 
 
-def _steps(jobs, recipe, scales, program, params, mesh, *, scarce):
+def _steps(
+    jobs: Sequence[Job],
+    recipe: Recipe,
+    scales: Sequence[pyramid.Scale],
+    program: _Program,
+    params: Any,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    scarce: bool,
+) -> Iterator[Progress]:
     """Paint jobs at one scale after another: yields a `Progress` after each step."""
     several, devices = len(jobs) > 1, 1 if mesh is None else mesh.size
-    apart, together = (list, np.stack) if several else (lambda image: [image], lambda images: images[0])
-    contents: list[np.ndarray] = []  # at the size that is painted
+    apart: Callable[[Any], list[Any]] = list if several else lambda image: [image]
+    together: Callable[[list[Any]], Any] = np.stack if several else lambda each: each[0]
+    contents: list[np.ndarray] = []  # at the size that is being painted
 
-    def prepare(scale):
+    def prepare(scale: pyramid.Scale) -> tuple[Any, Any]:
         if scarce:  # each size's compiled programs would stay until the end
             jax.clear_caches()
             host.release_memory()
         h, w = _at(jobs[0].content.shape, scale.size)
-        contents[:] = [_resized(job.content, (h // devices * devices, w)) for job in jobs]
+        contents[:] = [resized(job.content, (h // devices * devices, w)) for job in jobs]
         styled = recipe.style_weight > 0 or any(job.style_weight for job in jobs)
         pairs = zip(jobs, contents, strict=True)
         return pyramid.stacked([_prepared(*each, scale.margin, recipe, program, params, styled) for each in pairs])
 
-    def start(canvases):
-        firsts = [_first(*each, scales[0].margin) for each in zip(jobs, apart(canvases), strict=True)]
+    def start(canvases: Any) -> Any:
+        firsts = [first_image(*each, scales[0].margin) for each in zip(jobs, apart(canvases), strict=True)]
         return together(firsts)
 
     solver = program.together if several else program.solver
@@ -311,8 +288,10 @@ def _steps(jobs, recipe, scales, program, params, mesh, *, scarce):
         raise FloatingPointError(f"the loss is {np.max(terms['loss']):.4g}")
 
 
-def _prepared(job, content, margin, recipe, program, params, styled):
-    """A content image [H, W, 3] with its border at a scale, and the objective's data for it."""
+def _prepared(
+    job: Job, content: Image, margin: int, recipe: Recipe, program: _Program, params: Any, styled: bool
+) -> tuple[Image, dict[str, Any]]:
+    """A content image at a scale, with its border, and the objective's data for it."""
     shown = np.asarray(color.gray(content)) if recipe.preserve_color == "luminance" else content
     canvas = pyramid.continued(shown, margin)
     weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
@@ -333,46 +312,28 @@ def _prepared(job, content, margin, recipe, program, params, styled):
     return canvas, data
 
 
-def _styles(job, content, margin, recipe):
-    """The styles of a job beside a content image [H, W, 3], whose weights sum to 1."""
-    total, styles = sum(style.weight for style in job.styles), []
-    for style in job.styles:
-        shape = _at(style.image.shape, style_size(recipe, style.image.shape[:2], content.shape[:2]))
-        image = color.recolored(_resized(style.image, shape), content, method=recipe.preserve_color)
-        region = _mask(style.region, content.shape[:2], margin)
+def _styles(job: Job, content: Image, margin: int, recipe: Recipe) -> list[Style]:
+    """The styles of a job at the sizes for a content image, with weights that sum to 1."""
+    given = styles_of(job)
+    total, styles = sum(style.weight for style in given), []
+    for style in given:
+        shape = _at(style.image.shape, style_size(recipe, size(style.image), size(content)))
+        image = color.recolored(resized(style.image, shape), content, method=recipe.preserve_color)
+        region = _mask(style.region, size(content), margin)
         # A region counts as much as the part of the image that it covers, so that each of its pixels counts the same.
-        weight = style.weight / total * (1 if region is None else len(job.styles) * region.mean())
+        weight = style.weight / total * (1 if region is None else len(given) * region.mean())
         styles.append(Style(image, _mask(style.mask, shape), region, np.float32(weight)))
     return styles
 
 
-def _mask(mask, shape, margin=0):
-    """A mask at a shape, with a border; None stays None."""
+def _mask(mask: Mask | None, shape: tuple[int, int], margin: int = 0) -> Mask | None:
+    """A mask resized to a shape, with a border; None stays None."""
     if mask is None:
         return None
-    return pyramid.continued(_resized(np.asarray(mask, np.float32)[..., None], shape), margin)[..., 0]
+    return pyramid.continued(resized(np.asarray(mask, np.float32)[..., None], shape), margin)[..., 0]
 
 
-def _first(job, canvas, margin):
-    """The image to start from, like `canvas`, which has a border of `margin`."""
-    inside = (canvas.shape[0] - 2 * margin, canvas.shape[1] - 2 * margin)
-    if not isinstance(job.init, str):
-        return pyramid.continued(_resized(job.init, inside), margin)
-    match job.init:
-        case "noise":
-            return np.asarray(jax.random.uniform(jax.random.key(job.seed), canvas.shape))
-        case "gray":
-            return np.full_like(canvas, 0.5)
-        case "style":
-            return pyramid.continued(images.cover(job.styles[0].image, inside), margin)
-    return canvas
-
-
-def _at(shape, size):
+def _at(shape: tuple[int, ...], size: int) -> tuple[int, int]:
     """(height, width) of an image of shape (H, W, ...) whose long side becomes `size`."""
     k = size / max(shape[:2])
     return round(shape[0] * k), round(shape[1] * k)
-
-
-def _resized(image, shape):
-    return np.asarray(image) if image.shape[:2] == shape else images.resize(image, shape)

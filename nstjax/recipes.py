@@ -17,9 +17,9 @@ STYLE_MINIMUM = 16  # of a style image
 class StyleLoss(NamedTuple):
     """Which statistic of the features is the style, and how two of them are compared; see `objectives.neural_style`."""
 
-    statistic: Callable
-    style_distance: Callable
-    prepare: Callable = lambda target: target
+    statistic: losses.Statistic
+    style_distance: losses.Distance
+    prepare: Callable[[Any], Any] = lambda target: target
     centered: bool = False
 
 
@@ -79,7 +79,7 @@ class Recipe(NamedTuple):
     balance: float = 300.0
     """ratio of style to content at strength 0.5, each in a unit of its own."""
     style_loss: StyleLoss = GRAM
-    content_distance: Callable = losses.mse
+    content_distance: losses.Distance = losses.mse
 
     @property
     def no_content(self) -> bool:
@@ -141,7 +141,7 @@ def changed(preset: str | Recipe, changes: Mapping[str, Any], *, layers: Sequenc
     return recipe
 
 
-def compared_by(recipe: Recipe, distance: Callable) -> Recipe:
+def compared_by(recipe: Recipe, distance: losses.Distance) -> Recipe:
     """A recipe that compares activations, and Gram matrices if it has any, by a distance of `nstjax.losses`."""
     style = (
         recipe.style_loss if recipe.style_loss is WASSERSTEIN else recipe.style_loss._replace(style_distance=distance)
@@ -181,7 +181,7 @@ def check(recipe: Recipe, *, given: Collection[str] = (), layers: Sequence[str] 
     _check_effect(recipe, given)
 
 
-def _check_numbers(recipe):
+def _check_numbers(recipe: Recipe) -> None:
     """Raise InputError for numbers out of range."""
     for name in ("steps", "scales", "learning_rate", "style_scale", "smallest", "coarse", "balance"):
         if (value := getattr(recipe, name)) is not None and not 0 < value < math.inf:
@@ -198,7 +198,7 @@ def _check_numbers(recipe):
         raise InputError(f"{recipe.strength}: give a number from 0 to 1", argument="strength")
 
 
-def _check_effect(recipe, given):
+def _check_effect(recipe: Recipe, given: Collection[str]) -> None:
     """Raise InputError for fields that contradict each other, or were set although they have no effect."""
     if recipe.strength is not None and set(given) & {"content_weight", "style_weight"}:
         raise InputError("sets content_weight and style_weight; give either it or them", argument="strength")

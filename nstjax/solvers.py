@@ -1,13 +1,13 @@
-"""Optimising a picture: L-BFGS (jaxopt) and any gradient transformation of optax, one evaluation of the loss a step.
+"""Optimizing an image: L-BFGS (jaxopt) and any gradient transformation of optax, one evaluation of the loss a step.
 
-Pictures stay in [0, 1] by projection after every step: the picture that is saved is the picture whose loss was
+Images stay in [0, 1] by projection after every step, so that the image that is saved is the one whose loss was
 lowered. Of the ways to stay in gamut that were compared (benchmarks/README.md), it is the best, and it is free.
 
 The only file that imports jaxopt.
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,25 +37,31 @@ class Solver(NamedTuple):
     and to save.
     """
 
-    init: Callable
-    step: Callable
-    result: Callable = lambda image, state: image
+    init: Callable[[Any, Any], Any]
+    step: Callable[[Any, Any, Any], tuple[Any, Any, dict[str, Any]]]
+    result: Callable[[Any, Any], Any] = lambda image, state: image
 
 
-def in_gamut(image):
-    """The nearest picture in [0, 1]."""
+def in_gamut(image: Any) -> jax.Array:
+    """The nearest image in [0, 1]."""
     return jnp.clip(image, 0, 1)
 
 
-def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
+def lbfgs(
+    objective: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    *,
+    history: int = 20,
+    learning_rate: Any = 1.0,
+    project: Callable[[Any], Any] = in_gamut,
+) -> Solver:
     """jaxopt's L-BFGS with steps of length `learning_rate` along its direction, projected, as a `Solver`.
 
-    The gradient is taken at the projected picture. When a step fails, the solver returns to the picture before it and
+    The gradient is taken at the projected image. When a step fails, the solver returns to the image before it and
     searches along the steepest descent, ten times shorter at each attempt. learning_rate: a number, or a function of
     the step's number. objective: (image, data) -> (loss, terms).
     """
 
-    def evaluate(image, data):
+    def evaluate(image: Any, data: Any) -> Any:
         image = project(image)
         loss, terms, grad = _evaluate(objective, image, data)
         # Where the image is at the gamut's edge and would leave it, there is nowhere to go.
@@ -65,14 +71,14 @@ def lbfgs(objective, *, history=20, learning_rate=1.0, project=in_gamut):
     make = partial(jaxopt.LBFGS, value_and_grad=True, has_aux=True, stepsize=learning_rate, history_size=history)
     inner = make(evaluate)
 
-    def init(image, data):
+    def init(image: Any, data: Any) -> Any:
         # jaxopt's own first state costs an evaluation and its compilation. With a gradient of zero the first step
         # stays where it is and evaluates the loss there.
         state = make(lambda image: ((jnp.inf, 0), jnp.zeros_like(image))).init_state(image)
         zero = jnp.zeros((), int)
         return state._replace(value=jnp.full((), jnp.inf), aux=zero, num_fun_eval=zero)
 
-    def step(image, state, data):
+    def step(image: Any, state: Any, data: Any) -> tuple[Any, Any, dict[str, Any]]:
         trial, new = inner.update(image, state, data=data)
         failed = _fails(new.value, state.value, JUMP)
         steepest = FIRST_STEP / jnp.maximum(jnp.abs(new.grad).mean(), 1e-30)
@@ -102,7 +108,13 @@ class GradientState(NamedTuple):
     failures: jax.Array
 
 
-def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
+def gradient(
+    objective: Callable[[Any, Any], tuple[Any, dict[str, Any]]],
+    transformation: Any,
+    *,
+    jump: float = float("inf"),
+    project: Callable[[Any], Any] = in_gamut,
+) -> Solver:
     """An optax transformation of the gradient (Adam, AdamW, `optax.lbfgs` without line search ...) as a `Solver`.
 
     jump: a loss this many times the last one is a failure; after one the solver returns to the last good image,
@@ -110,7 +122,7 @@ def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
     step returns was evaluated: what the transformation proposes is only tried at the next step, and may be bad.
     """
 
-    def init(image, data):
+    def init(image: Any, data: Any) -> Any:
         return GradientState(
             inner=transformation.init(image),
             trial=project(image),
@@ -120,7 +132,7 @@ def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
             failures=jnp.zeros((), int),
         )
 
-    def step(image, state, data):
+    def step(image: Any, state: Any, data: Any) -> tuple[Any, Any, dict[str, Any]]:
         loss, terms, grad = _evaluate(objective, state.trial, data)
         failed = _fails(loss, state.loss, jump)
         failures = jnp.where(failed, state.failures + 1, 0)
@@ -142,23 +154,23 @@ def gradient(objective, transformation, *, jump=float("inf"), project=in_gamut):
 
 
 class AverageState(NamedTuple):
-    """A solver's state, and the average of its pictures so far."""
+    """A solver's state, and the average of its images so far."""
 
     inner: Any
     average: jax.Array
     steps: jax.Array
 
 
-def averaged(solver, *, decay):
-    """A solver whose result is an exponential moving average of its pictures, corrected for bias; it steadies strokes.
+def averaged(solver: Solver, *, decay: float) -> Solver:
+    """A solver whose result is an exponential moving average of its images, corrected for bias; it steadies strokes.
 
     (Polyak and Juditsky 1992; for style transfer: Crowson's style-transfer-pytorch, with a decay of 0.99.)
     """
 
-    def init(image, data):
+    def init(image: Any, data: Any) -> Any:
         return AverageState(solver.init(image, data), jnp.zeros_like(image), jnp.zeros(()))
 
-    def step(image, state, data):
+    def step(image: Any, state: Any, data: Any) -> tuple[Any, Any, dict[str, Any]]:
         image, inner, terms = solver.step(image, state.inner, data)
         steps = state.steps + 1
         average = state.average + (image - state.average) * (1 - decay) / (1 - decay**steps)
@@ -167,25 +179,25 @@ def averaged(solver, *, decay):
     return Solver(init, step, lambda image, state: state.average)
 
 
-def batched(solver, *, shared=("params",)):
-    """A solver of many pictures [N, H, W, 3] at once, each with its own data; those named in `shared` are for all."""
+def batched(solver: Solver, *, shared: tuple[str, ...] = ("params",)) -> Solver:
+    """A solver of many images [N, H, W, 3] at once, each with its own data; those named in `shared` are for all."""
 
-    def axes(data):
+    def axes(data: Any) -> dict[str, int | None]:
         return {name: None if name in shared else 0 for name in data}
 
-    def init(images, data):
+    def init(images: Any, data: Any) -> Any:
         return jax.vmap(solver.init, (0, axes(data)))(images, data)
 
-    def step(images, state, data):
+    def step(images: Any, state: Any, data: Any) -> tuple[Any, Any, dict[str, Any]]:
         return jax.vmap(solver.step, (0, 0, axes(data)))(images, state, data)
 
     return Solver(init, step, jax.vmap(solver.result))
 
 
-def by_first_gradient():
+def by_first_gradient() -> Any:
     """An optax transformation that divides gradients by the mean size of the first that is not 0: a fixed scale."""
 
-    def update(updates, scale, params=None):
+    def update(updates: Any, scale: Any, params: Any = None) -> tuple[Any, Any]:
         mean = jnp.abs(updates).mean()
         scale = jnp.where((scale > 0) | (mean == 0), scale, 1 / jnp.maximum(mean, 1e-30))
         return updates * scale, scale
@@ -193,36 +205,44 @@ def by_first_gradient():
     return optax.GradientTransformation(lambda params: jnp.zeros(()), update)
 
 
-def _evaluate(objective, image, data):
+def _evaluate(objective: Callable[..., Any], image: Any, data: Any) -> tuple[Any, dict[str, Any], Any]:
     """(loss, terms, gradient); the loss is NaN where its gradient is not finite, and the gradient 0 where either is."""
     (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(image, data)
     loss = jnp.where(jnp.isfinite(grad).all(), loss, jnp.nan)
     return loss, terms, jnp.where(jnp.isfinite(loss), grad, 0)
 
 
-def _fails(loss, last, jump):
+def _fails(loss: Any, last: Any, jump: float) -> Any:
     """Whether a loss is not finite, or `jump` times the last one (which rounding may have made negative)."""
     return ~jnp.isfinite(loss) | (loss > last + (jump - 1) * jnp.abs(last))
 
 
-def _choose(condition, yes, no):
+def _choose(condition: Any, yes: Any, no: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
 
 
 @partial(jax.jit, static_argnums=0)
-def _start(solver, image, data):
+def _start(solver: Solver, image: Any, data: Any) -> Any:
     """The first state, in arrays of its own, since they are given away at each step; and of stated types, since with a
     weak one, such as a Python number's, the second step would be compiled again.
     """
     return jax.tree.map(lambda x: jnp.array(x, x.dtype), solver.init(image, data))
 
 
-def run(solver, image, data, *, steps, give_up=10, place=None):
-    """Optimise a picture [H, W, 3]: yields (step, picture, terms) after each of `steps` steps, from 1.
+def run(
+    solver: Solver,
+    image: Any,
+    data: Any,
+    *,
+    steps: int,
+    give_up: int = 10,
+    place: Callable[[Any], Any] | None = None,
+) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+    """Optimize an image [H, W, 3]: yields (step, image, terms) after each of `steps` steps, from 1.
 
-    terms: {name: number}, or a list of numbers where the solver is of many pictures. place: a function from a tree of
+    terms: {name: number}, or a list of numbers where the solver is of many images. place: a function from a tree of
     arrays to their shardings (`nstjax.stream.shardings`), for several devices. Raises FloatingPointError after
-    `give_up` failed evaluations in a row (of every picture); the last picture yielded is then the last good one.
+    `give_up` failed evaluations in a row (of every image); the last image yielded is then the last good one.
     """
     image = jax.device_put(image)
     state = _start(solver, image, data)

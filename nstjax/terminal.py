@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import PurePath
 from types import FrameType
-from typing import Any, Literal, NoReturn, get_args
+from typing import Literal, NoReturn, get_args
 
 from nstjax import host, interrupts
 from nstjax.errors import InputError, printable
@@ -189,7 +189,7 @@ def refusals(program: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[Callable[[], Any]]:
+def stop_signals() -> Iterator[Callable[[], str | None]]:
     """In the block, only note the first SIGINT (Ctrl-C) or SIGTERM; yields a function that returns its name, or None.
 
     A second signal interrupts at once, as usual.
@@ -203,6 +203,14 @@ def stop_signals() -> Iterator[Callable[[], Any]]:
 
     with _handling(note):
         yield lambda: received[0].name if received else None
+
+
+def finish(stopped: Callable[[], str | None], *, failed: bool = False) -> None:
+    """Exit with 130 or 143 after a signal that `stop_signals` noted, and with 1 after a failure; else return."""
+    if name := stopped():
+        sys.exit(128 + signal.Signals[name])
+    if failed:
+        sys.exit(1)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -2,7 +2,6 @@
 
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from os import PathLike
@@ -205,7 +204,7 @@ def run(
 
     # Open until all is saved, so that a signal cannot lose what was trained; a second one can.
     with terminal.stop_signals() as stopped:
-        own = {"configuration": configuration, "sample": draw, "stopped": stopped}
+        own: dict[str, Any] = {"configuration": configuration, "sample": draw, "stopped": stopped}
         state = resumable.fit(step, state, stream, targets, steps=flags.steps, folder=folder, every=every, **own)
         number = int(state.step)
         if jax.process_index() == 0:
@@ -216,8 +215,7 @@ def run(
             print(f"{saved}; {skipped()} images were skipped")
             if number < flags.steps:
                 print(f"go on with --resume; the checkpoints are in {printable(folder)}")
-    if stopped():
-        sys.exit({"SIGINT": 130, "SIGTERM": 143}[stopped() or ""])
+    terminal.finish(stopped)
 
 
 def _started_from(style: Path, state: train.State, net: str) -> train.State:

@@ -21,6 +21,16 @@ from nstjax.features import vgg  # noqa: E402
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once(tmp_path_factory, worker_id):
+    """Most time goes into compiling, and many tests compile the same programs: they are kept for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    jax.config.update(
+        "jax_compilation_cache_dir", str((folder if worker_id == "master" else folder.parent) / "compiled")
+    )
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 @pytest.fixture(scope="module")
 def quickly():
     """What takes time in tiny studies is compiling."""

@@ -242,7 +242,7 @@ def grey_contents():
 @pytest.mark.parametrize("match", [color.match_covariance, color.match_histogram], ids=["covariance", "histogram"])
 @pytest.mark.parametrize("content", grey_contents().values(), ids=grey_contents().keys())
 @pytest.mark.parametrize("style", [picture(7, 17, 40), np.full((9, 9, 3), [1, 0, 0.2], np.float32)], ids=["", "flat"])
-def test_after_a_grey_content_all_is_grey(match, content, style):
+def test_after_a_grey_content_all_is_gray(match, content, style):
     matched = np.asarray(match(style, content))
     assert matched.shape == style.shape and np.isfinite(matched).all()
     np.testing.assert_allclose(np.ptp(matched, axis=-1), 0, atol=1e-6)
@@ -261,11 +261,11 @@ def test_channels_equal_in_content_stay_equal_and_the_others_their_own():
     assert np.abs(matched[..., 3] - matched[..., 0]).max() > 0.1
 
 
-def test_is_grey():
-    assert all(color.is_grey(grey) for grey in grey_contents().values())
+def test_is_gray():
+    assert all(color.is_gray(grey) for grey in grey_contents().values())
     spot = grey_contents()["photo"].copy()
     spot[3, 4, 1] += 2 / 255
-    assert not color.is_grey(spot) and not color.is_grey(picture())
+    assert not color.is_gray(spot) and not color.is_gray(picture())
 
 
 # Composition

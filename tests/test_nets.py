@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from networks import SMALL, jit, pictures, trained
 
 from nstjax import features, losses, nets
-from nstjax.nets import adain, layers, texture
+from nstjax.nets import adain, convolutions, layers, texture
 from nstjax.nets.transform import TransformNet
 
 
@@ -113,20 +113,20 @@ sides = st.sampled_from([3, 9])
 @given(h=st.integers(9, 24), w=st.integers(9, 24), block=st.sampled_from([(2, 2), (1, 8), (3, 2)]), k=sides)
 def test_blocked_convolution_equals_the_plain_one(h, w, block, k):
     x, kernel = normal(1, h, w, 3), normal(k, k, 3, 5, seed=1)
-    np.testing.assert_allclose(layers.blocked_conv(x, kernel, block=block), conv_oracle(x, kernel), atol=1e-4)
+    np.testing.assert_allclose(convolutions.blocked_conv(x, kernel, block=block), conv_oracle(x, kernel), atol=1e-4)
 
 
 @settings(deadline=None, max_examples=4)
 @given(h=st.integers(9, 24), w=st.integers(9, 24), k=sides)
 def test_rowwise_convolution_equals_the_plain_one(h, w, k):
     x, kernel = normal(1, h, w, 5), normal(k, k, 5, 3, seed=1)
-    np.testing.assert_allclose(layers.rowwise_conv(x, kernel), conv_oracle(x, kernel), atol=1e-4)
+    np.testing.assert_allclose(convolutions.rowwise_conv(x, kernel), conv_oracle(x, kernel), atol=1e-4)
 
 
 def test_winograd_convolution_has_the_gradients_of_the_plain_one():
     x, kernel = normal(2, 7, 9, 4), normal(3, 3, 4, 5, seed=1)
-    y, pull = jax.vjp(layers.winograd_conv, x, kernel)
-    expected, expected_pull = jax.vjp(layers.conv, x, kernel)
+    y, pull = jax.vjp(convolutions.winograd_conv, x, kernel)
+    expected, expected_pull = jax.vjp(convolutions.conv, x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-4)
     for a, b in zip(pull(y), expected_pull(y), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
@@ -147,10 +147,10 @@ def test_upsampling_and_convolving_at_once_equals_one_after_the_other(upsample):
 def test_depthwise_sliced_and_merged_equal_the_plain_form(multiplier):
     x = normal(1, 6, 7, 3)
     depthwise, pointwise = normal(3, 3, 1, 3 * multiplier), normal(1, 1, 3 * multiplier, 2, seed=1)
-    grouped = layers.conv(x, depthwise, groups=3)
-    np.testing.assert_allclose(layers.sliced_depthwise(x, depthwise), grouped, atol=1e-5)
-    merged = layers.merge(depthwise, pointwise, multiplier=multiplier)
-    np.testing.assert_allclose(layers.conv(x, merged), layers.conv(grouped, pointwise), atol=1e-4)
+    grouped = convolutions.conv(x, depthwise, groups=3)
+    np.testing.assert_allclose(convolutions.sliced_depthwise(x, depthwise), grouped, atol=1e-5)
+    merged = convolutions.merge(depthwise, pointwise, multiplier=multiplier)
+    np.testing.assert_allclose(convolutions.conv(x, merged), convolutions.conv(grouped, pointwise), atol=1e-4)
 
 
 @pytest.mark.parametrize(

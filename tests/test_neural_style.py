@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from samples import picture
 
-from nstjax import features, images, losses, metrics, neural_style, objectives, recipes, weights
+from nstjax import features, images, jobs, losses, metrics, neural_style, objectives, recipes, weights
 from nstjax.errors import InputError
 from nstjax.neural_style import Job, Style
 from nstjax.recipes import PRESETS, Recipe
@@ -94,7 +94,7 @@ def test_a_style_is_painted_in_its_region_and_learned_from_its_mask():
 def test_the_start_lies_inside_the_border_of_a_wider_canvas(init):
     start = image(3, (56, 64))
     job = Job(image(1, (56, 64)), [Style(start)], start if init == "image" else init)
-    first = neural_style._first(job, np.zeros((56 + 20, 64 + 20, 3), np.float32), 10)
+    first = jobs.first_image(job, np.zeros((56 + 20, 64 + 20, 3), np.float32), 10)
     assert first.shape == (76, 84, 3)
     np.testing.assert_allclose(first[10:-10, 10:-10], start, atol=1e-6)
 
@@ -170,7 +170,7 @@ def test_arguments_that_cannot_be_are_named_before_the_first_step(argument, opti
 @pytest.mark.parametrize("wrong", [(255 * image(1)).astype(np.uint8), image(1)[..., :1], image(1)[None]])
 def test_what_is_no_image_is_named(wrong):
     with pytest.raises(InputError, match=r"^content: an image is float \[H, W, 3\]"):
-        neural_style._image(wrong, "content")  # in the tests, `paint` itself stops at the types
+        jobs.image_array(wrong, "content")  # in the tests, `paint` itself stops at the types
 
 
 def test_a_batch_of_several_shapes_is_rejected():

@@ -1,9 +1,10 @@
-"""Feed-forward nets (Flax modules): a picture in, a stylised picture out, as configured in NETS."""
+"""Feed-forward nets (Flax modules): an image in, the stylized image out. NETS holds the named configurations."""
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from nstjax.nets import layers
@@ -11,13 +12,14 @@ from nstjax.nets.adain import Decoder
 from nstjax.nets.texture import TextureNet
 from nstjax.nets.transform import TransformNet, clip, wide_squash
 
-NETS = {
+NETS: dict[str, nn.Module] = {
     "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="picture"),
     "fast": TransformNet(),
     "depsep": TransformNet(conv=layers.DepSep, upsample=None),
     "depsep-nn": TransformNet(conv=layers.DepSep),
     "depsep-nn-bil": TransformNet(conv=layers.DepSep, upsample=layers.nearest_and_bilinear),
-    # Others' forms (`nstjax.nets.convert`): pytorch/examples' fast_neural_style, lengstrom's fast-style-transfer.
+    # The forms of other projects, whose files `nstjax.nets.convert` reads: fast_neural_style of pytorch/examples, and
+    # lengstrom's fast-style-transfer.
     "pytorch": TransformNet(output=clip),
     "lengstrom": TransformNet(
         upsample=None,
@@ -34,24 +36,25 @@ NETS = {
 
 
 class Cost(NamedTuple):
-    """Trained numbers, and multiply-adds in convolutions and matrix products."""
+    """The number of trained parameters, and of multiply-adds in convolutions and matrix products."""
 
     parameters: int
     macs: int
 
 
-def cost(net, *inputs):
-    """`Cost` of a net for inputs, or their shapes (`jax.ShapeDtypeStruct`); nothing is computed.
+def cost(net: nn.Module, *inputs: Any) -> Cost:
+    """Count the `Cost` of a net for inputs, or for their shapes (`jax.ShapeDtypeStruct`), without computing anything.
 
-    Multiplications by the zeros that a fractionally strided convolution puts between pixels are not counted, those by
-    padding are. The plain forms are to be counted: slices and Winograd's transforms are not told from other sums.
+    Multiplications by padding are counted, those by the zeros that a fractionally strided convolution puts between the
+    pixels are not. Count a net with fast=False: the sums of the fast forms are no convolutions and would be missed.
     """
     variables = jax.eval_shape(net.init, jax.random.key(0), *inputs)
     jaxpr = jax.make_jaxpr(net.apply)(variables, *inputs)
     return Cost(sum(math.prod(p.shape) for p in jax.tree.leaves(variables["params"])), _macs(jaxpr.jaxpr))
 
 
-def _macs(jaxpr):
+def _macs(jaxpr: Any) -> int:
+    """The multiply-adds of a program, with the programs that it calls."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":

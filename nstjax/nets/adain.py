@@ -1,52 +1,66 @@
-"""AdaIN (Huang 2017, arXiv 1703.06868): one net for every style, which need not have been seen in training.
+"""AdaIN (Huang 2017, arXiv 1703.06868): one net for every style, also for those that were not in the training.
 
-The styles' `targets`, perhaps `blend`ed, are what `stylize` gives to the content's features before they are decoded.
+`stylize` gives the moments of a style's features (`targets`, or several of them `blend`ed) to the content's features,
+and decodes them to an image.
 """
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from nstjax import losses
 from nstjax.features import vgg
 from nstjax.nets import layers
+from nstjax.nets.convolutions import Features
+from nstjax.typing import Array, Images
 
-# Whose moments the loss compares (Huang's eq. 13).
+Activations = Mapping[str, Float[Array, "_ _ _"]]  # {layer: [h, w, c]} of one image
+Moments = Float[Array, "n 2 c"]  # mean and standard deviation of each channel, of each image
+
+# The layers whose moments the loss compares (Huang's eq. 13).
 LAYERS = ("relu1_1", "relu2_1", "relu3_1", "relu4_1")
 
 
-def encode(params, images):
-    """relu4_1 of VGG-19, [N, ceil(H/8), ceil(W/8), C], for pictures [N, H, W, 3] in [0, 1]; params: `features.load`.
+def encode(params: vgg.Params, images: Images) -> Float[jax.Array, "_ _ _ c"]:
+    """relu4_1 of VGG-19, [N, ceil(H/8), ceil(W/8), C], for images in [0, 1]; `params` come from `features.load`.
 
-    Sides are reflected to multiples of 8. Huang's VGG reflects for every convolution; nstjax's pads zeros.
+    Sides are reflected to multiples of 8. Huang's VGG reflects for every convolution; ours pads by zeros.
     """
     needed = vgg.until(params, ["conv4_1"])
     return jax.vmap(lambda x: vgg.features(needed, x)["relu4_1"])(layers.pad_to_multiple(images, 8))
 
 
-def moments(x):
-    """`losses.moments` of each picture's features: [N, h, w, C] -> [N, 2, C]."""
+def moments(x: Features) -> Float[jax.Array, "n 2 c"]:
+    """`losses.moments` of each image's features."""
     return jax.vmap(losses.moments)(x)
 
 
-def targets(params, styles):
-    """What a style is to AdaIN: mean and standard deviation of relu4_1, [K, 2, C], of styles [K, H, W, 3]."""
+def targets(params: vgg.Params, styles: Images) -> Float[jax.Array, "_ 2 c"]:
+    """What AdaIN takes from style images: mean and standard deviation of relu4_1, one pair for each image."""
     return moments(encode(params, styles))
 
 
-def blend(targets, weights):
-    """One style [2, C] between several [K, 2, C], by weights [K] >= 0 of any sum > 0.
+def blend(targets: Float[Array, "k 2 c"], weights: Any) -> Float[jax.Array, "2 c"]:
+    """Average several styles to one, by weights [k] >= 0 of any sum > 0.
 
-    The same as blending the features that each style gives (Huang's eq. 15), in which the moments are linear.
+    It is the same as blending the features that each style gives (Huang's eq. 15), which are linear in the moments.
     """
     weights = jnp.asarray(weights)
     return jnp.einsum("k,ksc->sc", weights / weights.sum(), targets)
 
 
-def adain(x, target, *, alpha=1.0):
-    """Features [N, h, w, C] with the mean and standard deviation of `target`, [2, C] or [N, 2, C] (Huang's eq. 8).
+def adain(
+    x: Features, target: Float[Array, "*n_or_none 2 c"], *, alpha: float | Float[Array, "..."] = 1.0
+) -> Float[jax.Array, "n h w c"]:
+    """Features with the mean and standard deviation of `target` (Huang's eq. 8).
 
-    alpha: from 0, the features as they are, to 1 (eq. 14); a number or one for each picture [N].
+    Args:
+        target: of one style for all images [2, c], or of one for each [n, 2, c].
+        alpha: from 0, the features as they are, to 1 (eq. 14); a number, or one for each image [n].
     """
     mean, std = jnp.moveaxis(moments(x)[:, None, None], 3, 0)
     target_mean, target_std = jnp.moveaxis(jnp.asarray(target)[..., None, None, :, :], -2, 0)
@@ -55,10 +69,15 @@ def adain(x, target, *, alpha=1.0):
 
 
 class Decoder(nn.Module):
-    """relu4_1 [N, h, w, C] -> pictures [N, 8h, 8w, 3]: VGG-19 mirrored, reflection padding, `nearest`, no norm.
+    """relu4_1 [N, h, w, C] -> images [N, 8h, 8w, 3]: VGG-19 mirrored, with reflection padding, `nearest`, and no norm.
 
-    Nothing keeps the result in [0, 1]: `images.save` clips it. level: of relu4_1 in the bundled weights (root mean
-    square), by which it is divided, so that the decoder trains at the usual rates. channels: of VGG's blocks 3, 2, 1.
+    Nothing keeps the result in [0, 1]: `images.save` clips it.
+
+    Args:
+        channels: of VGG's blocks 3, 2 and 1.
+        level: root mean square of relu4_1 with the bundled weights. The input is divided by it, so that the decoder
+            trains at the usual learning rates.
+        fast: take the fast forms for CPU.
     """
 
     channels: tuple[int, int, int] = (256, 128, 64)
@@ -66,7 +85,7 @@ class Decoder(nn.Module):
     fast: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Features) -> Float[Array, "n 8*h 8*w 3"]:
         third, second, first = self.channels
         x = nn.relu(layers.Conv(third, bias=True, fast=self.fast, name="conv4_1")(x / self.level))
         for block, count, inside, after in ((3, 4, third, second), (2, 2, second, first), (1, 2, first, 3)):
@@ -79,19 +98,30 @@ class Decoder(nn.Module):
         return x
 
 
-def stylize(params, decoder, variables, images, target, *, alpha=1.0):
-    """Pictures [N, H, W, 3] in the style `target` (as for `adain`), of the same size; not clipped to [0, 1].
+def stylize(
+    params: vgg.Params,
+    decoder: Decoder,
+    variables: Mapping[str, Any],
+    images: Float[Array, "n h w 3"],
+    target: Float[Array, "*n_or_none 2 c"],
+    *,
+    alpha: float | Float[Array, "..."] = 1.0,
+) -> Float[Array, "n h w 3"]:
+    """Return images in the style `target`, not clipped to [0, 1].
 
-    params: VGG-19's (`features.load`); variables: the decoder's.
+    Args:
+        params: of VGG-19 (`features.load`).
+        variables: the decoder's.
+        target, alpha: see `adain`.
     """
     x = adain(encode(params, images), target, alpha=alpha)
-    return decoder.apply(variables, x)[:, : images.shape[1], : images.shape[2]]
+    return jnp.asarray(decoder.apply(variables, x))[:, : images.shape[1], : images.shape[2]]
 
 
-def layer_weights(acts):
-    """{"content_layers", "style_layers"} for `compare`, whatever the scale of features {layer: [h, w, C]} of a picture.
+def layer_weights(acts: Activations) -> dict[str, dict[str, Float[Array, ""]]]:
+    """Return {"content_layers", "style_layers"} for `compare`, from a typical image's features of any scale.
 
-    Huang's VGG is normalised: the mean activation of each layer is 1. Here a layer's weight has the same effect.
+    Huang's VGG is normalized: the mean activation of each layer is 1. Here a layer's weight has the same effect.
     """
     weights = {name: 1 / x.mean() ** 2 for name, x in acts.items()}
     # Huang adds the distances of means and of standard deviations, of which `losses.mse` takes the mean.
@@ -101,11 +131,20 @@ def layer_weights(acts):
     }
 
 
-def compare(acts, wanted, style, *, content_layers, style_layers):
-    """Huang's eq. 12 and 13, {"content", "style"}, of a picture's features {layer: [h, w, C]}.
+def compare(
+    acts: Activations,
+    wanted: Float[Array, "h w c"],
+    style: Mapping[str, Float[Array, "2 _"]],
+    *,
+    content_layers: Mapping[str, Any],
+    style_layers: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the losses {"content", "style"} of a decoded image's features (Huang's eq. 12 and 13), by `losses.mse`.
 
-    wanted: what `adain` made of the photograph's relu4_1 [h, w, C]; style: each layer's moments {layer: [2, C]}; both
-    are compared by `losses.mse`, the layers weighed {layer: number}.
+    Args:
+        wanted: the features from which the image was decoded, as `adain` returned them.
+        style: the moments of each layer for the style image.
+        content_layers, style_layers: {layer: weight}.
     """
     return {
         "content": losses.content(acts, {"relu4_1": wanted}, weights=content_layers),
@@ -113,15 +152,15 @@ def compare(acts, wanted, style, *, content_layers, style_layers):
     }
 
 
-def loss(decoder):
-    """The loss of the decoder's training (Huang's eq. 11 to 13), for `nstjax.train.make_step`.
+def loss(decoder: Decoder) -> Callable[..., tuple[Any, tuple[dict[str, Any], Any]]]:
+    """Return the loss of the decoder's training (Huang's eq. 11 to 13), for `nstjax.train.make_step`.
 
-    batch: {"content", "style": [N, H, W, 3]}. data: {"network": VGG's params, "weights": {"content", "style": number},
-    "rate": number} and `layer_weights`.
+    Its batch is {"content", "style": [N, H, W, 3]}, its data {"network": VGG's params, "weights": {"content", "style":
+    number}, "rate": number} and `layer_weights`.
     """
 
-    def loss(params, stats, batch, keys, data):
-        each = jax.vmap(lambda picture: vgg.features(data["network"], picture))
+    def loss(params: Any, stats: Any, batch: Any, keys: Any, data: Any) -> tuple[Any, tuple[dict[str, Any], Any]]:
+        each = jax.vmap(lambda image: vgg.features(data["network"], image))
         style = each(batch["style"])
         wanted = adain(each(batch["content"])["relu4_1"], moments(style["relu4_1"]))
         targets = {name: moments(style[name]) for name in data["style_layers"]}

@@ -30,7 +30,6 @@ from nstjax.errors import InputError, printable, reason
 from nstjax.studies.settings import Settings
 from nstjax.typing import Image, Images
 
-EXITS = {"SIGINT": 130, "SIGTERM": 143}
 PIXEL_BYTES = 5000  # memory that a run takes for each pixel of its image
 MOST_TOGETHER = {"cpu": 4}  # runs that are optimized together at most, by backend
 Figures = dict[str, Any]  # {figure: number, or None where there is none}
@@ -151,7 +150,7 @@ def run(
     if stopped() and len(results) < len(runs):
         kept = f"{len(results)} of {len(runs)} runs are done and kept in {folder}"
         print(f"stopped by {stopped()}: {kept}; the same command goes on from there", file=sys.stderr)
-        sys.exit(EXITS[stopped()])
+        terminal.finish(stopped)
     return [results[each.name] for each in runs]
 
 
