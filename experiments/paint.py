@@ -185,7 +185,7 @@ def light(canvas, pixel):
 
 
 def paint(rng, size):
-    """The picture, size x 4/5 size. Each part has its own generator: change the wind and the tree stays."""
+    """The painting, size x 4/5 size. Each part has its own generator: change the wind and the tree stays."""
     rows, edge = size * 4 // 5, round(MARGIN * size * 4 / 5)
     y, x = np.mgrid[-edge : rows + edge, -edge : size + edge] / rows
     sienna = (112, 44, 18, 60)  # the ground; alpha is the height of the paint
@@ -210,8 +210,8 @@ def main():
         raise InputError(f"--size {args.size}: give a number from {SMALLEST} to {LARGEST}")
     terminal.check_seed(args.seed)
     files.check_writable(args.output)
-    picture, jpeg = paint(np.random.default_rng(args.seed), args.size), io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=88, subsampling=0, optimize=True)
+    painting, jpeg = paint(np.random.default_rng(args.seed), args.size), io.BytesIO()
+    painting.save(jpeg, "JPEG", quality=88, subsampling=0, optimize=True)
     files.write(args.output, jpeg.getvalue())
 
 

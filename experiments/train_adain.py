@@ -2,7 +2,7 @@
 
     python experiments/train_adain.py --data coco --styles paintings/ --output adain.safetensors
 
-Every step pairs photographs with paintings of a folder. The encoder is the bundled VGG-19, which is not saved. Use the
+Every step pairs photos with paintings of a folder. The encoder is the bundled VGG-19, which is not saved. Use the
 result with experiments/stylize.py and any painting.
 """
 
@@ -39,7 +39,7 @@ def main(
 
     Args:
         styles: a folder of paintings.
-        data: coco (COCO 2017 by TFDS), or a folder of photographs.
+        data: coco (COCO 2017 by TFDS), or a folder of photos.
         content_weight: of the content loss.
         style_weight: of the style loss.
         final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
@@ -49,11 +49,11 @@ def main(
     own = {"content_weight": content_weight, "style_weight": style_weight, "final_rate": final_rate}
     about = training.start(flags, inputs=(styles, data), styles=styles, net="adain", **own)
     photos, paintings = training.source(data), training.source(styles)
-    photographs = training.examples(photos, flags.crop)
+    shown = training.examples(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
 
     params = features.load(flags.network, layers=adain.LAYERS)
-    acts = jax.jit(vgg.features)(params, photographs[0])
+    acts = jax.jit(vgg.features)(params, shown[0])
     layers = jax.tree.map(float, adain.layer_weights({name: acts[name] for name in adain.LAYERS}))
     targets = {"network": params, "weights": {"content": content_weight, "style": style_weight}} | layers
     decoder = training.for_training(nets.NETS["adain"])
@@ -62,12 +62,12 @@ def main(
     paint = jax.jit(lambda params, *inputs: adain.stylize(params, decoder, *inputs))
 
     def sample(variables):
-        return training.sheet(photographs, *(paint(params, variables, photographs, target) for target in wanted))
+        return training.sheet(shown, *(paint(params, variables, shown, target) for target in wanted))
 
     training.run(
         flags,
         net="adain",
-        inputs=(jax.jit(adain.encode)(params, photographs),),
+        inputs=(jax.jit(adain.encode)(params, shown),),
         loss=adain.loss(decoder),
         transformation=optax.adam(lambda step: decay(step) / (1 + 5e-5 * step)),
         stream=partial(_pairs, photos, paintings, flags=flags),
@@ -79,13 +79,13 @@ def main(
 
 
 def _pairs(photos, paintings, position, *, flags):
-    """Batches of photographs with paintings."""
+    """Batches of photos with paintings."""
     seen = position or {"content": None, "style": None}
     content = training.stream(photos, seen["content"], flags=flags)
-    # Another seed, or pictures of one folder would always meet themselves.
+    # Another seed, or images of one folder would always meet themselves.
     style = training.stream(paintings, seen["style"], flags=flags, seed=1)
-    for (photograph, first), (painting, second) in zip(content, style, strict=True):
-        yield {"content": photograph, "style": painting}, {"content": first, "style": second}
+    for (photo, first), (painting, second) in zip(content, style, strict=True):
+        yield {"content": photo, "style": painting}, {"content": first, "style": second}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Train a texture net (Ulyanov 2016, arXiv 1603.03417): noise in, ever new textures or stylised photographs out.
+"""Train a texture net (Ulyanov 2016, arXiv 1603.03417): noise in, ever new textures or stylized photos out.
 
     python experiments/train_texture.py --style painting.jpg --texture
     python experiments/train_texture.py --style painting.jpg --data photos/ --output starry.safetensors
 
-The first learns the painting's texture, for which no photographs are needed; its textures can be laid as tiles. The
-second stylises photographs. Both take the paper's 2,000 steps. Use the result with experiments/stylize.py.
+The first learns the painting's texture, which needs no photos; its textures can be laid as tiles. The
+second stylizes photos. Both take the paper's 2,000 steps. Use the result with experiments/stylize.py.
 """
 
 from nstjax import interrupts
@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import tyro
 
-from nstjax import command, features, images, losses, nets, train, training
+from nstjax import command, images, nets, terminal, train, training
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import texture as textures
@@ -51,76 +51,62 @@ def main(
 
     Args:
         style: the painting.
-        data: coco (COCO 2017 by TFDS), or a folder of photographs, to stylise these.
-        texture: learn the painting's texture alone, without photographs.
+        data: coco (COCO 2017 by TFDS), or a folder of photos, to stylize these.
+        texture: learn the painting's texture alone, without photos.
         scales: of the noise, each half as large as the one before; by default the paper's 5 for textures, 6 else.
         style_size: long side of the painting: small makes small strokes.
         content_weight: of the content loss, 1 by default; a texture has none.
-        style_weight: of the style loss: at 0.1 photographs stay clear, from 1 they get lost.
+        style_weight: of the style loss: at 0.1 photos stay clear, from 1 they are lost.
         tv_weight: of the total variation.
         flags: those of every training command.
     """
-    if texture == (data is not None):
-        raise InputError("give either --data coco|FOLDER, to stylise photographs, or --texture")
-    scales = scales if scales is not None else (5 if texture else 6)
-    if not 1 <= scales <= 10:
-        raise InputError(f"--scales {scales}: give a number from 1 to 10")
+    check(data, texture, scales, content_weight, style_weight)
     net = "texture" if texture else "ulyanov"
-    if texture and content_weight is not None:
-        raise InputError(f"--content-weight {content_weight}: would change nothing with --texture; leave it out")
-    if texture and style_weight == 0:
-        raise InputError("--style-weight 0: there is nothing to learn; give a number above 0")
+    scales = scales if scales is not None else (5 if texture else 6)
     weights = {"content": 1.0 if content_weight is None else content_weight, "style": style_weight, "tv": tv_weight}
-    own = {f"{name}_weight": weight for name, weight in weights.items()}
-    inputs = (style,) if data is None else (style, data)
-    about = training.start(
-        flags, inputs=inputs, style=style, net=net, scales=scales, style_size=style_size, steps=flags.steps, **own
-    )
+    layers = {"content_layers": {} if texture else CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
+    own = {f"{name}_weight": weight for name, weight in weights.items()} | {"scales": scales, "steps": flags.steps}
+    read = [style, *([data] if data else [])]
+    about = training.start(flags, inputs=read, style=style, net=net, style_size=style_size, **own)
     painting = images.load(style, size=style_size, minimum=32)
-    size, source = (flags.crop, flags.crop), None
-    photographs, stream = None, partial(_blanks, flags=flags)
+    size = (flags.crop, flags.crop)
+    source, photos, stream = None, None, partial(_blanks, flags=flags)
     if data is not None:
         source = training.source(data)
-        photographs, stream = training.examples(source, flags.crop), partial(training.stream, source, flags=flags)
-
-    content_layers = {} if texture else CONTENT_LAYERS
-    params = features.load(flags.network, layers=(*content_layers, *STYLE_LAYERS))
-    gram = losses.gram
-    acts = jax.jit(vgg.features)(params, painting)
-    targets = {
-        "network": params,
-        "style": {name: gram(acts[name]) for name in STYLE_LAYERS},
-        "weights": weights,
-        "content_layers": content_layers,
-        "style_layers": STYLE_LAYERS,
-    }
-    module = training.for_training(nets.NETS[net])
-
-    def forward(params, stats, batch, keys):
-        variables = {"params": params, "batch_stats": stats}
-        inputs = (textures.noises(keys, size, scales=scales), None if texture else batch)
-        pictures, new = module.apply(variables, *inputs, train=True, mutable=["batch_stats"])
-        return pictures, new.get("batch_stats", {})
-
-    noise = [textures.noise(jax.random.key(seed), (4, *size), scales=scales) for seed in (0, 1)]
-    paint = jax.jit(nets.NETS[net].apply)
+        photos, stream = training.examples(source, flags.crop), partial(training.stream, source, flags=flags)
+    noise = [textures.noise(jax.random.key(i), (4, *size), scales=scales) for i in (0, 1)]
+    module, paint = training.for_training(nets.NETS[net]), jax.jit(nets.NETS[net].apply)
+    forward = train.forward(
+        module, lambda batch, keys: (textures.noises(keys, size, scales=scales), None if texture else batch)
+    )
 
     def sample(variables):
-        pictures = [paint(variables, z, photographs) for z in noise]
-        return training.sheet(*pictures) if photographs is None else training.sheet(photographs, *pictures)
+        stylized = [paint(variables, z, photos) for z in noise]
+        return training.sheet(*stylized) if photos is None else training.sheet(photos, *stylized)
 
     training.run(
         flags,
         net=net,
-        inputs=(noise[0], photographs),
-        loss=train.perceptual(forward, vgg.features, statistic=gram),
+        inputs=(noise[0], photos),
+        loss=train.perceptual(forward, vgg.features),
         transformation=optax.adam(_decayed(flags.learning_rate, flags.steps)),
         stream=stream,
-        targets=targets,
+        targets=training.targets(painting, network=flags.network, weights=weights, **layers),
         sample=sample,
         configuration=about,
         skipped=lambda: len(source.skipped) if source else 0,
     )
+
+
+def check(data, texture, scales, content_weight, style_weight):
+    """Raise InputError for flags out of range, contradictory or without effect."""
+    if texture == (data is not None):
+        raise InputError("give either --data coco|FOLDER, to stylize photos, or --texture")
+    terminal.check_range("scales", scales, 1, 10)
+    if texture and content_weight is not None:
+        raise InputError("would change nothing with --texture; leave it out", argument="content_weight")
+    if texture and style_weight == 0:
+        raise InputError("0: there is nothing to learn; give a number above 0", argument="style_weight")
 
 
 def _decayed(rate, steps):

@@ -4,7 +4,7 @@
     python experiments/train_transform.py --style painting.jpg --data photos/ --net depsep-nn --steps 4000 --resume
 
 The first prepares COCO 2017 once (pip install "nstjax[prepare]") and trains today's form of Johnson's net, 40,000 steps
-of four pictures, on all devices there are. Use the result with experiments/stylize.py.
+of four images, on all devices there are. Use the result with experiments/stylize.py.
 """
 
 from nstjax import interrupts
@@ -20,7 +20,7 @@ import jax
 import optax
 import tyro
 
-from nstjax import command, features, images, losses, nets, train, training
+from nstjax import command, images, losses, nets, train, training
 from nstjax.features import vgg
 from nstjax.weights import PICTURES
 
@@ -47,7 +47,7 @@ def main(
 
     Args:
         style: the painting.
-        data: coco (COCO 2017 by TFDS), or a folder of photographs.
+        data: coco (COCO 2017 by TFDS), or a folder of photos.
         net: johnson (2016), fast (today's form), or one of Pandey's with depthwise separable convolutions.
         style_size: long side of the painting: small makes small strokes.
         content_weight: of the content loss.
@@ -64,36 +64,20 @@ def main(
     )
     painting = images.load(style, size=style_size, minimum=32)
     source = training.source(data)
-    photographs = training.examples(source, flags.crop)
-
-    params = features.load(flags.network, layers=(*CONTENT_LAYERS, *STYLE_LAYERS))
-    gram = losses.gram
-    acts = jax.jit(vgg.features)(params, painting)
-    targets = {
-        "network": params,
-        "style": {name: gram(acts[name]) for name in STYLE_LAYERS},
-        "weights": weights,
-        "content_layers": CONTENT_LAYERS,
-        "style_layers": STYLE_LAYERS,
-    }
-    module = training.for_training(nets.NETS[net])
-
-    def forward(params, stats, batch, keys):
-        variables = {"params": params, "batch_stats": stats}
-        pictures, new = module.apply(variables, batch, train=True, mutable=["batch_stats"])
-        return pictures, new.get("batch_stats", {})
-
+    photos = training.examples(source, flags.crop)
+    layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
+    forward = train.forward(training.for_training(nets.NETS[net]), lambda batch, keys: (batch,))
     compare = {"mse": losses.mse, "charbonnier": losses.charbonnier}[distance]
     paint = jax.jit(nets.NETS[net].apply)
     training.run(
         flags,
         net=net,
-        inputs=(photographs,),
-        loss=train.perceptual(forward, vgg.features, statistic=gram, content_distance=compare, style_distance=compare),
+        inputs=(photos,),
+        loss=train.perceptual(forward, vgg.features, content_distance=compare, style_distance=compare),
         transformation=optax.adam(optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)),
         stream=partial(training.stream, source, flags=flags),
-        targets=targets,
-        sample=lambda variables: training.sheet(photographs, paint(variables, photographs)),
+        targets=training.targets(painting, network=flags.network, weights=weights, **layers),
+        sample=lambda variables: training.sheet(photos, paint(variables, photos)),
         configuration=about,
         skipped=lambda: len(source.skipped),
     )

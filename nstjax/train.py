@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Key
 
 from nstjax import losses
 from nstjax.errors import InputError
-from nstjax.typing import Array, Image
+from nstjax.typing import Array, Image, Images
 
 
 class State(NamedTuple):
@@ -120,6 +120,17 @@ def perceptual(
         return sum(terms.values()), (terms, stats)
 
     return loss
+
+
+def forward(net: nn.Module, inputs: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Images, Any]]:
+    """A Flax module's images in training, for `perceptual`; inputs: (batch, keys) -> what the module is called with."""
+
+    def apply(params: Any, stats: Any, batch: Any, keys: Any) -> tuple[Images, Any]:
+        variables = {"params": params, "batch_stats": stats}
+        stylized, new = net.apply(variables, *inputs(batch, keys), train=True, mutable=["batch_stats"])
+        return stylized, new.get("batch_stats", {})
+
+    return apply
 
 
 class Progress(NamedTuple):

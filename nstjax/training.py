@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -12,10 +12,11 @@ import jax
 import numpy as np
 import optax
 
-from nstjax import checkpoint, data, files, images, nets, parallel, plots, resumable, terminal, train
+from nstjax import checkpoint, data, features, files, images, losses, nets, parallel, plots, resumable, terminal, train
 from nstjax.errors import InputError, printable
+from nstjax.features import vgg
 from nstjax.nets import io, layers
-from nstjax.typing import Images
+from nstjax.typing import Image, Images
 from nstjax.weights import PICTURES, bundled_files
 
 AXIS = "devices"
@@ -154,6 +155,26 @@ def sheet(*rows: Images) -> np.ndarray:
     """An image of rows of images [N, H, W, 3]."""
     cells = [[(np.asarray(image), "") for image in row] for row in rows]
     return plots.contact_sheet(cells, cell=max(rows[0][0].shape))
+
+
+def targets(
+    painting: Image,
+    *,
+    network: str,
+    weights: Mapping[str, float],
+    content_layers: Mapping[str, float],
+    style_layers: Mapping[str, float],
+) -> dict[str, Any]:
+    """The data of `train.perceptual`'s loss for a painting, whose style is the Gram matrices of a VGG's layers."""
+    params = features.load(network, layers=(*content_layers, *style_layers))
+    acts = jax.jit(vgg.features)(params, painting)
+    return {
+        "network": params,
+        "style": {name: losses.gram(acts[name]) for name in style_layers},
+        "weights": weights,
+        "content_layers": content_layers,
+        "style_layers": style_layers,
+    }
 
 
 def for_training(net: Any) -> Any:

@@ -213,7 +213,7 @@ def test_every_activation_of_kitovs_table():
     table |= {"block1b": (80, 128), "block2b": (76, 128), "block3b": (72, 128), "block4b": (68, 128)}
     table |= {"block1a": (82, 128), "block2a": (78, 128), "block3a": (74, 128), "block4a": (70, 128)}
     table |= {"block5a": (66, 128), "block5b": (64, 128), "conv4": (256, 3)}
-    table |= {"up1": (128, 64), "up2": (256, 32), "picture": (256, 3)}
+    table |= {"up1": (128, 64), "up2": (256, 32), "image": (256, 3)}
     assert {name: value.shape for name, value in out.items()} == {n: (1, s, s, c) for n, (s, c) in table.items()}
     kernels = {name: p["kernel"].shape for name, p in variables["params"].items() if "kernel" in p}
     assert kernels["conv1"] == (9, 9, 3, 32) and kernels["conv4"] == (9, 9, 32, 3)

@@ -13,7 +13,7 @@ from nstjax.nets.texture import TextureNet
 from nstjax.nets.transform import TransformNet, clip, wide_squash
 
 NETS: dict[str, nn.Module] = {
-    "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="picture"),
+    "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="image"),
     "fast": TransformNet(),
     "depsep": TransformNet(conv=layers.DepSep, upsample=None),
     "depsep-nn": TransformNet(conv=layers.DepSep),

@@ -30,7 +30,7 @@ SUFFIXES = (".onnx", ".jax")
 SMALLEST = 16
 OPSET, IR = 17, 8  # ONNX's of 2022
 ABOUT = f"Stylizes images [N, H, W, 3], red, green and blue in 0..1, of any size from {SMALLEST} x {SMALLEST}."
-TOLERANCE = 1e-3  # a quarter of a step of 8-bit pictures
+TOLERANCE = 1e-3  # a quarter of a step of 8-bit images
 
 
 def save(
@@ -159,7 +159,7 @@ class _Graph(NamedTuple):
 def _transform_net(graph: _Graph, net: transform.TransformNet, variables: Mapping[str, Any]) -> None:
     """`TransformNet.activations` in ONNX's order of axes, [N, C, H, W]."""
     op, params, stats = graph.op, variables["params"], variables.get("batch_stats", {})
-    once = net.padding == "picture"
+    once = net.padding == "image"
     x = op("Transpose", "pictures", perm=[0, 3, 1, 2])
     size = op("Slice", op("Shape", x), [2], [4])
     x = _to_multiples_of_4(graph, op("Sub", x, net.center), size)

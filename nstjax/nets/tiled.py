@@ -44,7 +44,7 @@ def plan(net: transform.TransformNet, shape: tuple[int, ...], *, limit: float) -
         limit: bytes, not counting images and parameters. A strip has at least 16 rows, even if that is too much.
     """
     n, h, w, _ = shape
-    once = 16 * net.blocks if net.padding == "picture" else 0
+    once = 16 * net.blocks if net.padding == "image" else 0
     separable = net.conv is layers.DepSep and net.upsample is not None and not net.fast
     row = 4 * n * (w + once)
     workspace = row * (SEPARABLE_WORKSPACE if separable else WORKSPACE)

@@ -18,7 +18,7 @@ Values = Float[Array, "*shape"]
 # How a convolution's input is padded: with stride 1, with stride 2, in residual blocks.
 PADDINGS: dict[str, tuple[layers.Pad, layers.Pad, layers.Pad]] = {
     "layers": (layers.reflect, layers.reflect, layers.reflect),
-    "picture": (layers.zero, layers.zero, layers.valid),
+    "image": (layers.zero, layers.zero, layers.valid),
     "same": (layers.zero, layers.same, layers.zero),
 }
 
@@ -49,7 +49,7 @@ class TransformNet(nn.Module):
     2016), and up again. Sides that are not multiples of 4 are reflected below and on the right, and the result is
     cropped. The defaults are today's usual form; Johnson's, as in Kitov's table, is
 
-        TransformNet(upsample=None, norm=layers.BatchNorm, padding="picture")
+        TransformNet(upsample=None, norm=layers.BatchNorm, padding="image")
 
     Args:
         conv: `layers.Conv` or `layers.DepSep`, for all convolutions but the last. That has no norm after it, and would
@@ -58,7 +58,7 @@ class TransformNet(nn.Module):
             which are dense whatever `conv` is (Pandey's text replaces convolutions in one step, transposed ones in
             another).
         norm: `layers.InstanceNorm`, `layers.BatchNorm` or None, after every convolution but the last.
-        padding: "layers": every convolution reflects its input. "picture": the image is reflected once, by 8 pixels a
+        padding: "layers": every convolution reflects its input. "image": the image is reflected once, by 8 pixels a
             block (40); the residual blocks do not pad, so their input is cropped for the sum, and the other
             convolutions pad by zeros. "same": zeros everywhere, placed as TensorFlow does.
         width: channels at full size; there are twice as many at half size, and 4 times as many at a quarter.
@@ -82,12 +82,12 @@ class TransformNet(nn.Module):
     output: Callable[[Any], Array] = squash
 
     def __call__(self, images: Images, *, train: bool = False) -> Images:
-        return self.activations(images, train=train)["picture"]
+        return self.activations(images, train=train)["image"]
 
     @nn.compact
     def activations(self, images: Images, *, train: bool = False) -> dict[str, Activation]:
         """Compute every layer's activation {name: [N, h, w, C]}: padded, conv1, ..., block1a, block1b, ..., up2,
-        conv4, and the output, "picture". Raises ValueError for an unknown padding.
+        conv4, and the output, "image". Raises ValueError for an unknown padding.
         """
         x = padded(self, images)
         out, before = {"padded": x}, x
@@ -96,7 +96,7 @@ class TransformNet(nn.Module):
             y = y if layer.norm is None else layer.norm(y, train=train)
             before, x = x, layer.finish(y, before)
             out[layer.conv.name] = x
-        return out | {"picture": self.output(x)[:, : images.shape[1], : images.shape[2]]}
+        return out | {"image": self.output(x)[:, : images.shape[1], : images.shape[2]]}
 
 
 class Layer(NamedTuple):
@@ -169,7 +169,7 @@ def padded(net: TransformNet, images: Images) -> Images:
     """The input of a `TransformNet`'s first layer: images centered and padded."""
     # Centered around 0, since half of the first layer's channels would otherwise be 0 after its ReLU (without a norm).
     x = layers.pad_to_multiple(images - net.center, 4)
-    return layers.reflect(x, 8 * net.blocks) if net.padding == "picture" else x
+    return layers.reflect(x, 8 * net.blocks) if net.padding == "image" else x
 
 
 def cropped(x: Features, y: Float[Array, "n h_out w_out c"]) -> Float[Array, "n h_out w_out c"]:
