@@ -66,19 +66,17 @@ def main(
     weights = {"content": 1.0 if content_weight is None else content_weight, "style": style_weight, "tv": tv_weight}
     layers = {"content_layers": {} if texture else CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
     own = {f"{name}_weight": weight for name, weight in weights.items()} | {"scales": scales, "steps": flags.steps}
-    read = [style, *([data] if data else [])]
-    about = training.start(flags, inputs=read, style=style, net=net, style_size=style_size, **own)
-    painting = images.load(style, size=style_size, minimum=32)
-    size = (flags.crop, flags.crop)
+    read = () if data is None else (data,)
+    about = training.start(flags, inputs=(style, *read), style=style, net=net, style_size=style_size, **own)
+    painting, size = images.load(style, size=style_size, minimum=32), (flags.crop, flags.crop)
     source, photos, stream = None, None, partial(_blanks, flags=flags)
     if data is not None:
         source = training.source(data)
         photos, stream = training.examples(source, flags.crop), partial(training.stream, source, flags=flags)
     noise = [textures.noise(jax.random.key(i), (4, *size), scales=scales) for i in (0, 1)]
     module, paint = training.for_training(nets.NETS[net]), jax.jit(nets.NETS[net].apply)
-    forward = train.forward(
-        module, lambda batch, keys: (textures.noises(keys, size, scales=scales), None if texture else batch)
-    )
+    draw = partial(textures.noises, shape=size, scales=scales)
+    forward = train.forward(module, lambda batch, keys: (draw(keys), None if texture else batch))
 
     def sample(variables):
         stylized = [paint(variables, z, photos) for z in noise]
