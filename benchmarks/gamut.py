@@ -1,8 +1,8 @@
-"""Ways to stay in [0, 1] while L-BFGS optimises a picture, compared by the saved 8-bit picture's loss.
+"""Ways to stay in [0, 1] while L-BFGS optimizes a picture, compared by the saved 8-bit picture's loss.
 
     python benchmarks/gamut.py [--content PATH --style PATH --size 256 --evaluations 200]
 
-Gatys's loss (relu4_2; relu1_1 to relu5_1), from the content. Prints a table: the loss of the optimiser's floats, and
+Gatys's loss (relu4_2; relu1_1 to relu5_1), from the content. Prints a table: the loss of the optimizer's floats, and
 of the saved picture.
 """
 
@@ -21,7 +21,7 @@ from nstjax.weights import PICTURES
 STYLE = [f"relu{block}_1" for block in range(1, 6)]
 
 
-def optimise(objective, image, data, *, evaluations, project):
+def optimize(objective, image, data, *, evaluations, project):
     """The last picture and loss of L-BFGS."""
     solver = solvers.lbfgs(objective, project=project)
     for _, picture, terms in tqdm(solvers.run(solver, image, data, steps=evaluations), total=evaluations, leave=False):
@@ -31,12 +31,12 @@ def optimise(objective, image, data, *, evaluations, project):
 
 def projection(objective, content, data, evaluations):
     """Clip after every step, the gradient taken at the clipped picture: nstjax's default."""
-    return optimise(objective, content, data, evaluations=evaluations, project=solvers.in_gamut)
+    return optimize(objective, content, data, evaluations=evaluations, project=solvers.in_gamut)
 
 
 def clamp_at_the_end(objective, content, data, evaluations):
     """As peers do."""
-    return optimise(objective, content, data, evaluations=evaluations, project=lambda image: image)
+    return optimize(objective, content, data, evaluations=evaluations, project=lambda image: image)
 
 
 def clamp_and_restart(objective, content, data, evaluations, every=25):
@@ -49,7 +49,7 @@ def clamp_and_restart(objective, content, data, evaluations, every=25):
 
 def sigmoid(objective, content, data, evaluations):
     """Optimise the logit of the picture."""
-    image, loss = optimise(
+    image, loss = optimize(
         lambda z, data: objective(jax.nn.sigmoid(z), data),
         jax.scipy.special.logit(jnp.clip(content, 0.01, 0.99)),
         data,
@@ -62,11 +62,11 @@ def sigmoid(objective, content, data, evaluations):
 def penalty(objective, content, data, evaluations, weight=1e8):
     """Add the mean squared distance from the gamut to the loss."""
 
-    def penalised(image, data):
+    def penalized(image, data):
         loss, terms = objective(image, data)
         return loss + weight * jnp.mean((image - jnp.clip(image, 0, 1)) ** 2), terms
 
-    return optimise(penalised, content, data, evaluations=evaluations, project=lambda image: image)
+    return optimize(penalized, content, data, evaluations=evaluations, project=lambda image: image)
 
 
 def lbfgs_b(objective, content, data, evaluations):

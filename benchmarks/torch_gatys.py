@@ -3,7 +3,7 @@
     python benchmarks/torch_gatys.py paint CONTENT STYLE OUTPUT --size 384 --evaluations 200
     python benchmarks/torch_gatys.py score CONTENT STYLE PICTURE
 
-Runs in an environment of its own, as `torch_python.PACKAGES` lists it. As most peers do, it optimises
+Runs in an environment of its own, as `torch_python.PACKAGES` lists it. As most peers do, it optimizes
 outside the gamut and clamps at the end; with `--clamp always` it clamps the pixels before every evaluation, as
 PyTorch's own tutorial does. `score` prints the loss of a saved picture by this independent implementation.
 """

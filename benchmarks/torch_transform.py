@@ -24,7 +24,7 @@ UPSAMPLE = {"fast": ["nearest"], "depsep-nn": ["nearest"], "depsep-nn-bil": ["ne
 
 
 class Net(torch.nn.Module):
-    """Pictures [N, 3, H, W] in [0, 1], sides multiples of 4, -> stylised pictures."""
+    """Images [N, 3, H, W] in [0, 1], sides multiples of 4, -> stylized pictures."""
 
     def __init__(self, name, variables):
         super().__init__()

@@ -162,9 +162,9 @@ def bristles(rng, path, width, ramp, tone, body):
     normal = np.stack([-dy, dx], -1) / (np.hypot(dx, dy)[:, None] + 1e-12)
     tones = tone + np.cumsum(rng.normal(0, 0.022, count))  # the brush is loaded unevenly
     pigments = np.array([list(bytes.fromhex(PIGMENTS[name])) for name in ramp.split()])
-    colours = [np.interp(tones, np.linspace(0, 1, len(pigments)), channel) for channel in pigments.T]
+    colors = [np.interp(tones, np.linspace(0, 1, len(pigments)), channel) for channel in pigments.T]
     crest = 0.6 + 0.9 * abs(across) - 2.5 * across**4 + rng.normal(0, 0.16, count)  # sides stand up
-    values = np.stack([*colours, 255 * (body * rng.uniform(0.6, 1) * crest).clip(0, 1)], -1).astype(int)
+    values = np.stack([*colors, 255 * (body * rng.uniform(0.6, 1) * crest).clip(0, 1)], -1).astype(int)
     for i in rng.permutation(count)[: max(3, round(0.95 * count))]:
         worn = 250 * width * across[i] ** 2  # a round brush: outer bristles touch down late and lift early
         a, b = (round(min(worn + rng.uniform(0, share * n), 0.4 * n)) for share in (0.1, 0.2))
@@ -194,8 +194,8 @@ def paint(rng, size):
     wind, wood, brush = rng.spawn(3)
     regions = sky(wind, x, y) + land(wind, x, y)
     for stroke in chain(*(streamlines(wind, regions, *layer) for layer in LAYERS), foreground(wood)):
-        for outline, colour in bristles(brush, *stroke):
-            draw.polygon((OVERSAMPLE * (outline * rows + edge)).ravel().tolist(), fill=colour)
+        for outline, color in bristles(brush, *stroke):
+            draw.polygon((OVERSAMPLE * (outline * rows + edge)).ravel().tolist(), fill=color)
     lit = Image.fromarray((light(canvas, OVERSAMPLE * rows / 614) * 255).round().astype(np.uint8))
     return lit.resize(x.shape[::-1], Image.Resampling.LANCZOS).crop((edge, edge, edge + size, edge + rows))
 

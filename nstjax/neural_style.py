@@ -90,6 +90,8 @@ def paint_batch(
     *,
     preset: str | Recipe = "fast",
     params: Any = None,
+    extract: Extract | None = None,
+    objective: Pair | None = None,
     memory_limit: float | None = None,
     budget: memory.Budget | None = None,
     devices: int = 1,
@@ -100,7 +102,7 @@ def paint_batch(
     Yields a `Progress` after each step, whose `image` is [N, H, W, 3] in the order of the jobs. Raises InputError also
     for content images of different shapes.
     """
-    painted = _paint(jobs, preset, params, None, None, memory_limit, budget, devices, changes)
+    painted = _paint(jobs, preset, params, extract, objective, memory_limit, budget, devices, changes)
     if len(jobs) > 1:
         return painted
     return (

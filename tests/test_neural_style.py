@@ -115,6 +115,11 @@ def test_losses_of_your_own():
     plain, dark = last((base, targets)), last((objective, targets))
     assert set(dark.terms) == set(plain.terms) | {"dark"}
     assert dark.image.mean() < 0.9 * plain.image.mean()
+    two = [Job(image(1), [image(2)]), Job(image(3), [image(2)])]
+    own = {"extract": tiny, "params": KERNEL, "content_layers": ("b",), "style_layers": ("a", "b")}
+    *_, batch = neural_style.paint_batch(two, preset="gatys", steps=8, objective=(objective, targets), **own)
+    assert set(batch.terms) == set(dark.terms)
+    np.testing.assert_allclose(batch.image[0], dark.image, atol=1 / 255)
 
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
