@@ -20,11 +20,11 @@ def patchwise(
 ) -> Any:
     """A statistic of each cell of features cut into grid x grid, row by row: [grid^2, ...].
 
-    A statistic itself, for `losses.layerwise`; the target decides what it asks for, with `losses.mse`:
-    - patchwise(style): each cell should look like the style image's cell at the same place, so that its composition, sky
-      above and field below, is transferred, too;
-    - statistic(style): each cell should look like the whole style image, so that every part gets the same style and none
-      can make up for another.
+    It is a statistic for `losses.layerwise` with `losses.mse`. The target decides what it means:
+    - patchwise(style): each cell is compared with the style image's cell at the same place, so that the composition, sky
+      above and field below, is transferred, too.
+    - statistic(style): each cell is compared with the whole style image, so that every part gets the same style and
+      none can make up for another.
     Cells are of one size and cover everything; where `grid` does not divide a side, they share rows or columns. The
     mask is cut likewise. Raises ValueError if a side is under `grid`.
     """
