@@ -21,8 +21,8 @@ def patchwise(
     """A statistic of each cell of features cut into grid x grid, row by row: [grid^2, ...].
 
     It is a statistic for `losses.layerwise` with `losses.mse`. The target decides what it means:
-    - patchwise(style): each cell is compared with the style image's cell at the same place, so that the composition, sky
-      above and field below, is transferred, too.
+    - patchwise(style): each cell is compared with the style image's cell at the same place, so that the composition
+      is transferred, too: sky above, field below.
     - statistic(style): each cell is compared with the whole style image, so that every part gets the same style and
       none can make up for another.
     Cells are of one size and cover everything; where `grid` does not divide a side, they share rows or columns. The
