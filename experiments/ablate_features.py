@@ -57,21 +57,22 @@ VARIANTS = {
     "vgg16": Variant("VGG-16", "vgg16", "bundled", GATYS),
     "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", GATYS),
     "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", "ours: as deep as Gatys’s, by strides"),
+    "efficientnet": Variant("EfficientNet-Lite0", "efficientnet_lite0", "bundled", "ours: by strides, residual blocks"),
+    "efficientnet-random": Variant("EfficientNet-Lite0, random weights", "efficientnet_lite0", "random", "as trained"),
     "resnet50": Variant("ResNet-50", "resnet50", "torchvision", WANG),
     "resnet50-random": Variant("ResNet-50, random weights", "resnet50", "random", WANG),
     "densenet121": Variant("DenseNet-121", "densenet121", "torchvision", STAGES),
     "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", "ours: evenly over the depth"),
 }
 VGG = Literal["vgg19", "vgg19-average", "vgg16", "vgg19-random"]
-Name = Literal[VGG, "squeezenet11", "resnet50", "resnet50-random", "densenet121", "vit_b16"]
+Residual = Literal["efficientnet", "efficientnet-random", "resnet50", "resnet50-random"]
+Name = Literal[VGG, "squeezenet11", Residual, "densenet121", "vit_b16"]
 QUICK = ("vgg19", "vgg19-random", "squeezenet11")
 NETWORKS = tuple(dict.fromkeys(variant.network for variant in VARIANTS.values()))
-OFFICIAL = ("keras", "torchvision")
 SETTINGS = Settings(output=Path("features"))
 COLUMNS = {"run": "Run", "style_vgg16": "Style, by VGG-16", "content_vgg16": "Content, by VGG-16"}
 COLUMNS |= {"style_squeezenet11": "Style, by SqueezeNet", "content_squeezenet11": "Content, by SqueezeNet"}
-COLUMNS |= {"ssim": "SSIM", "lpips": "LPIPS (uncalibrated, Oxford’s VGG-16)"} | measures.REFERENCE
-COLUMNS |= {"left": "Left of its loss"}
+COLUMNS |= {"ssim": "SSIM", "lpips": "LPIPS (uncalibrated)"} | measures.REFERENCE | {"left": "Left of its loss"}
 TEXT = report.Text(
     "Which network’s features paint",
     "One content image, one style image, one loss, one optimizer; what differs are the features that are compared, of "
@@ -166,7 +167,7 @@ def load(chosen, given, *, like, seed):
         try:
             params[name] = loaded(variant.network, variant.source)
         except InputError as error:
-            if variant.source not in OFFICIAL or variant.network in given:
+            if variant.source not in ("keras", "torchvision") or variant.network in given:
                 raise
             left_out[variant.name] = str(error)
     if not params:
@@ -237,10 +238,9 @@ def thumbnail(result, label):
 
 def layers_of(variant):
     """A row of the table of layers."""
-    content, style = map(", ".join, variant.layers)
-    weights = variant.source if variant.source in ("bundled", "random", *OFFICIAL) else Path(variant.source).name
-    row = {"Network": variant.name, "Weights": weights, "Content": content, "Style": style}
-    return row | {"Whose choice": variant.why}
+    layers = dict(zip(("Content", "Style"), map(", ".join, variant.layers), strict=True))
+    weights = variant.source if variant.source in features.SOURCES else Path(variant.source).name
+    return {"Network": variant.name, "Weights": weights} | layers | {"Whose choice": variant.why}
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from nstjax import data, images
@@ -128,8 +126,11 @@ def test_two_hosts_are_disjoint_and_complete_in_an_epoch(folder):
 # Positions
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 9), st.integers(1, 5), st.integers(0, 1), st.integers(0, 3))
+# Not by hypothesis, which fails when the readers' threads draw random numbers while it does.
+POSITIONS = np.random.default_rng(0).integers((1, 1, 0, 0), (10, 6, 2, 4), (12, 4)).tolist()
+
+
+@pytest.mark.parametrize("before, batch, host, seed", POSITIONS)
 def test_a_position_goes_on_bit_for_bit(spoilt, before, batch, host, seed):
     options = {"batch": batch, "seed": seed, "host": host, "hosts": 2}
     whole, positions = take(before + 3, data.folder(spoilt), **options)

@@ -19,7 +19,7 @@ from nstjax import features, losses, objectives, weights
 from nstjax.errors import InputError
 from nstjax.features import densenet, layers, resnet, squeezenet, vit
 
-OTHERS = ("squeezenet11", "resnet50", "densenet121", "vit_b16")
+OTHERS = ("squeezenet11", "efficientnet_lite0", "resnet50", "densenet121", "vit_b16")
 
 
 @pytest.fixture
@@ -574,15 +574,28 @@ def test_layers_and_their_sizes(network):
     assert {*extractor.content, *extractor.style} <= {*extractor.layers}
     assert len(extractor.style) == (4 if network == "resnet50" else 5)  # a ResNet has four stages
     assert len(set(extractor.layers)) == len(extractor.layers)
-    assert len(extractor.layers) == {"squeezenet11": 13, "resnet50": 19, "densenet121": 69, "vit_b16": 14}[network]
+    assert (
+        len(extractor.layers)
+        == {"squeezenet11": 13, "efficientnet_lite0": 17, "resnet50": 19, "densenet121": 69, "vit_b16": 14}[network]
+    )
     params = {"mean": jnp.zeros(3)} | jax.tree.map(
         lambda shape: jax.ShapeDtypeStruct(shape, np.float32),
         extractor.shapes(),
         is_leaf=lambda x: isinstance(x, tuple),
     )
     for (h, w), last in {
-        (224, 224): (7, 7) if network.endswith(("50", "121")) else (14, 14) if network == "vit_b16" else (13, 13),
-        (33, 50): {"squeezenet11": (2, 3), "resnet50": (2, 2), "densenet121": (1, 1), "vit_b16": (3, 4)}[network],
+        (224, 224): (7, 7)
+        if network.endswith(("50", "121", "lite0"))
+        else (14, 14)
+        if network == "vit_b16"
+        else (13, 13),
+        (33, 50): {
+            "squeezenet11": (2, 3),
+            "efficientnet_lite0": (2, 2),
+            "resnet50": (2, 2),
+            "densenet121": (1, 1),
+            "vit_b16": (3, 4),
+        }[network],
     }.items():
         found = jax.eval_shape(extractor.features, params, jnp.zeros((h, w, 3)))
         assert {*found} == {*extractor.layers}

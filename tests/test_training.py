@@ -84,7 +84,7 @@ def here(tmp_path_factory):
 def settings(here):
     """Of jax: what takes time here is compiling."""
     return {
-        "jax_compilation_cache_dir": str(here / "cache"),
+        "jax_compilation_cache_dir": jax.config.values["jax_compilation_cache_dir"] or str(here / "cache"),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_disable_most_optimizations": True,
     }

@@ -52,7 +52,7 @@ from nstjax import features, weights
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.optional import needed
-from nstjax.weights import download, layouts, reading, torchfile
+from nstjax.weights import download, layouts, names, reading, torchfile
 
 ROOT = Path(__file__).parent.parent
 NETWORKS = ("vgg16", "vgg19")
@@ -293,9 +293,11 @@ def test_manifest():
         ("vgg16", "CC BY 4.0", "Simonyan"),
         ("vgg19", "CC BY 4.0", "Simonyan"),
         ("squeezenet11", "MIT", "Iandola"),
+        ("efficientnet_lite0", "Apache 2.0", "Tan"),
     ):
         entry = manifest[f"{network}.safetensors"]
-        assert entry["preprocessing"] == weights.CAFFE and entry["network"] == network
+        assert entry["preprocessing"] == (weights.CENTERED if "efficient" in network else weights.CAFFE)
+        assert entry["network"] == network
         assert licence in entry["licence"] and author in entry["attribution"]
     assert manifest["lpips.safetensors"]["licence"] == "BSD-2-Clause"
     assert "fp16" in manifest["vgg16.safetensors"]["precision"]
@@ -430,7 +432,7 @@ def test_names():
         "optimizer/block1_conv1/kernel": None,
         "classifier.0.weight": None,
     }.items():
-        assert layouts.vgg(name) == (layer and (layer, None)), name
+        assert names.vgg(name) == (layer and (layer, None)), name
     torchvision = layouts.LAYOUTS["vgg16"]["torchvision"].place
     assert torchvision("features.12.weight") == ("conv3_2", None)
     assert torchvision("module.features.0.bias") == ("conv1_1", None)

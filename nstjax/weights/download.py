@@ -16,7 +16,7 @@ PICTURES = PACKAGE / "pictures"  # the bundled content and style image
 
 KERAS_URL = "https://storage.googleapis.com/tensorflow/keras-applications"
 TORCHVISION_URL = "https://download.pytorch.org/models"
-BUNDLED = ("vgg16", "vgg19", "squeezenet11")
+BUNDLED = ("vgg16", "vgg19", "squeezenet11", "efficientnet_lite0")
 
 
 class Official(NamedTuple):
