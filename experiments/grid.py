@@ -3,7 +3,7 @@
     python experiments/grid.py --content a.jpg b.jpg --style c.jpg d.jpg --output grid.png
     python experiments/grid.py --style-weights 0.1 1 10 --output weights.png
 
-Images of one shape are painted together by one compiled program. The single images lie beside the sheet.
+Images of one shape are painted together by one compiled program.
 """
 
 from nstjax import interrupts
@@ -24,7 +24,7 @@ from nstjax.errors import printable
 
 
 class Flags(NamedTuple):
-    """Paint every combination of photos, paintings, seeds and style weights, and a labeled sheet of them all."""
+    """Paint every combination of photos, paintings, seeds and style weights, and a labeled sheet beside the images."""
 
     content: tuple[Path, ...] = (weights.PICTURES / "astronaut.jpg",)
     """the photos."""
@@ -60,10 +60,9 @@ def main() -> None:
         terminal.check_seed(seed, "seeds")
     for weight in flags.style_weights:
         recipes.check(recipe._replace(style_weight=weight), given=given)
-    useless = ("seeds", flags.init != "noise", "only for --init noise, as nothing else is random")
-    terminal.check_effect(given, useless, ("style_weights", recipe.strength is not None, "--strength sets them"))
-    weights_of_style = flags.style_weights or (recipe.style_weight,)
-    every = itertools.product(flags.content, flags.style, weights_of_style, flags.seeds)
+    terminal.check_effect(given, ("seeds", flags.init != "noise", "only for --init noise"))
+    terminal.check_effect(given, ("style_weights", recipe.strength is not None, "--strength sets them"))
+    every = itertools.product(flags.content, flags.style, flags.style_weights or (recipe.style_weight,), flags.seeds)
     labels = labels_of(list(dict.fromkeys(Cell(*each) for each in every)))
     paths = paths_of(flags.output, labels)
     for path in (flags.output, *paths.values()):
@@ -82,15 +81,11 @@ def load(flags, recipe, cells, limit, devices):
     read = functools.partial(images.load, limit=memory.for_images(limit))
     contents = {path: read(path, size=shape, minimum=recipes.MINIMUM) for path, shape in shapes.items()}
     styles = {path: read(path, size=size, minimum=recipes.STYLE_MINIMUM) for path, size in sizes.items()}
-
     reading = max(images.reading_bytes(path, size=flags.common.size) for path in (*flags.content, *flags.style))
     held = {"results": len(cells) + len(shapes), "reading": reading, "limit": limit, "devices": devices}
     budget = neural_style.budget(recipe, largest, [images.shape(max(sizes, key=sizes.__getitem__))], **held)
-
-    def job(cell):
-        return neural_style.Job(contents[cell.content], [styles[cell.style]], flags.init, cell.seed, cell.style_weight)
-
-    return {cell: job(cell) for cell in cells}, budget
+    arrays = {cell: (contents[cell.content], [styles[cell.style]]) for cell in cells}
+    return {cell: neural_style.Job(*arrays[cell], flags.init, cell.seed, cell.style_weight) for cell in cells}, budget
 
 
 def paint(flags, recipe, labels, paths):
@@ -109,16 +104,13 @@ def paint(flags, recipe, labels, paths):
             label = f"{len(done)} of {len(jobs)} done: "
             for progress, rows, ending in command.watch(painting, scales, stopped, label=label):  # noqa: B007
                 pass  # what counts is where it ends
-            now = dict(zip(some, progress.image, strict=True))
-            for cell, image in now.items():
+            for cell, image in zip(some, progress.image, strict=True):
                 images.save(paths[cell], image)
-            done |= now
+                done[cell] = image
             if ending:
                 break
-        about = command.provenance() if flags.common.metadata else None
-        images.save(flags.output, sheet(done, labels), metadata=about)
-    loss = np.mean(rows[-1]["loss"])
-    print(f"{ending}saved {printable(flags.output)} and {len(done)} images beside it, loss {loss:.4g}")
+        images.save(flags.output, sheet(done, labels), metadata=command.provenance() if flags.common.metadata else None)
+    print(f"{ending}saved {printable(flags.output)} and {len(done)} images, loss {np.mean(rows[-1]['loss']):.4g}")
     terminal.finish(stopped, failed=bool(ending))
 
 
@@ -143,9 +135,8 @@ def labels_of(cells):
 def paths_of(output, labels):
     """{cell: the path of its image}, beside the sheet and all different."""
     names = files.distinct([label.replace(", ", "-").replace(" ", "") for label in labels.values()])
-    return {
-        cell: output.with_name(f"{output.stem}-{name}{output.suffix}") for cell, name in zip(labels, names, strict=True)
-    }
+    paths = [output.with_name(f"{output.stem}-{name}{output.suffix}") for name in names]
+    return dict(zip(labels, paths, strict=True))
 
 
 def sheet(done, labels):
