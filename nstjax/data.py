@@ -84,9 +84,9 @@ def coco(data_dir: PathLike | None = None, *, split: str = "train", downloads: P
     """
     tfds = needed("tensorflow_datasets", "training data", '"nstjax[train]"')
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    if not (found := _prepared(root, split)):
+    if not (found := prepared(root, split)):
         _prepare(tfds, root, split, downloads)
-        found = _prepared(root, split)
+        found = prepared(root, split)
     try:
         builder = tfds.builder_from_directory(found[-1])
         # Without decoding: TFDS would decode by OpenCV or Pillow, whichever is installed, to different pixels.
@@ -108,6 +108,17 @@ def coco(data_dir: PathLike | None = None, *, split: str = "train", downloads: P
 
     identity = f"{len(records)} of coco/2017 {builder.version} {split}"
     return Source(f"coco/2017 in {root}", len(records), identity, read, {})
+
+
+def prepared(data_dir: PathLike, split: str) -> list[Path]:
+    """Return the folders of the prepared versions of COCO 2017, or of one split of it alone, the newest last."""
+    for config in ("2017", _config(split)):
+        versions = Path(data_dir, "coco", config).glob("*.*.*/dataset_info.json")
+        # TFDS gives a folder its name once it is complete.
+        named = [file.parent for file in versions if file.parent.name.replace(".", "").isdigit()]
+        if named:
+            return sorted(named, key=lambda version: [int(part) for part in version.name.split(".")])
+    return []
 
 
 def first(source: Source, count: int) -> Source:
@@ -271,19 +282,6 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file" if entry.is_file() or entry.is_symlink() else None
     except OSError:  # links in a circle, or no permission
         return "file"
-
-
-def _prepared(root: Path, split: str) -> list[Path]:
-    """The folders of the prepared versions of COCO 2017 or of one split of it, the newest last.
-
-    TFDS gives them their names once they are complete.
-    """
-    for config in ("2017", _config(split)):
-        versions = (root / "coco" / config).glob("*.*.*/dataset_info.json")
-        named = [file.parent for file in versions if file.parent.name.replace(".", "").isdigit()]
-        if named:
-            return sorted(named, key=lambda version: [int(part) for part in version.name.split(".")])
-    return []
 
 
 def _config(split: str) -> str:
