@@ -48,7 +48,7 @@ def main(
     """
     own = {"content_weight": content_weight, "style_weight": style_weight, "final_rate": final_rate}
     about = training.start(flags, inputs=(styles, data), styles=styles, net="adain", **own)
-    photos, paintings = training.source(data), training.source(styles)
+    photos, paintings = training.source(data, flags), training.source(styles)
     shown = training.examples(photos, flags.crop)
     examples = next(training.stream(paintings, None, flags=flags._replace(batch_size=2 * jax.process_count())))[0]
 

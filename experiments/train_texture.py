@@ -60,7 +60,7 @@ def main(
         tv_weight: of the total variation.
         flags: those of every training command.
     """
-    check(data, texture, scales, content_weight, style_weight)
+    check(data, texture, scales, content_weight, style_weight, flags)
     net = "texture" if texture else "ulyanov"
     scales = scales if scales is not None else (5 if texture else 6)
     weights = {"content": 1.0 if content_weight is None else content_weight, "style": style_weight, "tv": tv_weight}
@@ -71,7 +71,7 @@ def main(
     painting, size = images.load(style, size=style_size, minimum=32), (flags.crop, flags.crop)
     source, photos, stream = None, None, partial(_blanks, flags=flags)
     if data is not None:
-        source = training.source(data)
+        source = training.source(data, flags)
         photos, stream = training.examples(source, flags.crop), partial(training.stream, source, flags=flags)
     noise = [textures.noise(jax.random.key(i), (4, *size), scales=scales) for i in (0, 1)]
     module, paint = training.for_training(nets.NETS[net]), jax.jit(nets.NETS[net].apply)
@@ -96,13 +96,16 @@ def main(
     )
 
 
-def check(data, texture, scales, content_weight, style_weight):
+def check(data, texture, scales, content_weight, style_weight, flags):
     """Raise InputError for flags out of range, contradictory or without effect."""
     if texture == (data is not None):
         raise InputError("give either --data coco|FOLDER, to stylize photos, or --texture")
     terminal.check_range("scales", scales, 1, 10)
     if texture and content_weight is not None:
         raise InputError("would change nothing with --texture; leave it out", argument="content_weight")
+    for name in ("split", "count", "coco_downloads"):
+        if texture and getattr(flags, name) is not None:
+            raise InputError("would change nothing with --texture; leave it out", argument=name)
     if texture and style_weight == 0:
         raise InputError("0: there is nothing to learn; give a number above 0", argument="style_weight")
 

@@ -63,7 +63,7 @@ def main(
         flags, inputs=(style, data), style=style, net=net, style_size=style_size, distance=distance, **own
     )
     painting = images.load(style, size=style_size, minimum=32)
-    source = training.source(data)
+    source = training.source(data, flags)
     photos = training.examples(source, flags.crop)
     layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
     forward = train.forward(training.for_training(nets.NETS[net]), lambda batch, keys: (batch,))

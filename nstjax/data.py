@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,20 +71,22 @@ def folder(path: PathLike) -> Source:
 
 
 def coco(data_dir: PathLike | None = None, *, split: str = "train", downloads: PathLike | None = None) -> Source:
-    """Return COCO 2017 as a source; if it is not prepared yet, download and prepare it, which needs TensorFlow.
+    """Return COCO 2017 as a source; what is not prepared yet is downloaded and prepared, which needs TensorFlow.
 
     Args:
         data_dir: where TFDS has prepared it as array_record; by default $TFDS_DATA_DIR, or else ~/tensorflow_datasets.
-        downloads: the folder for the download of 25 GB.
+        split: train (118,287 images, a download of 20 GB), validation (5,000, 1 GB) or test (40,670, 7 GB). Only this
+            split is downloaded. Once it is prepared, a slice such as "train[:10%]" can be read.
+        downloads: a folder with COCO's archives, such as val2017.zip; missing ones are downloaded to it.
 
     Raises:
         InputError: it cannot be downloaded, prepared or read.
     """
     tfds = needed("tensorflow_datasets", "training data", '"nstjax[train]"')
     root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    if not (found := _prepared(root)):
-        _prepare(tfds, root, downloads)
-        found = _prepared(root)
+    if not (found := prepared(root, split)):
+        _prepare(tfds, root, split, downloads)
+        found = prepared(root, split)
     try:
         builder = tfds.builder_from_directory(found[-1])
         # Without decoding: TFDS would decode by OpenCV or Pillow, whichever is installed, to different pixels.
@@ -105,6 +108,28 @@ def coco(data_dir: PathLike | None = None, *, split: str = "train", downloads: P
 
     identity = f"{len(records)} of coco/2017 {builder.version} {split}"
     return Source(f"coco/2017 in {root}", len(records), identity, read, {})
+
+
+def prepared(data_dir: PathLike, split: str) -> list[Path]:
+    """Return the folders of the prepared versions of COCO 2017, or of one split of it alone, the newest last."""
+    for config in ("2017", _config(split)):
+        versions = Path(data_dir, "coco", config).glob("*.*.*/dataset_info.json")
+        # TFDS gives a folder its name once it is complete.
+        named = [file.parent for file in versions if file.parent.name.replace(".", "").isdigit()]
+        if named:
+            return sorted(named, key=lambda version: [int(part) for part in version.name.split(".")])
+    return []
+
+
+def first(source: Source, count: int) -> Source:
+    """Return the first images of a source: of a folder by name, of COCO in TFDS's order, which is shuffled.
+
+    Raises:
+        InputError: it has fewer.
+    """
+    if count > source.size:
+        raise files.refusal(source.name, f"has {source.size} images, not {count}; give a smaller count")
+    return source._replace(size=count, identity=f"first {count} of {source.identity}")
 
 
 def batches(
@@ -259,24 +284,32 @@ def _kind(entry: os.DirEntry[str]) -> str | None:
         return "file"
 
 
-def _prepared(root: Path) -> list[Path]:
-    """The folders of the prepared versions of COCO 2017, the newest last. TFDS renames them once they are complete."""
-    versions = (root / "coco" / "2017").glob("*.*.*/dataset_info.json")
-    named = (file.parent for file in versions if file.parent.name.replace(".", "").isdigit())
-    return sorted(named, key=lambda version: [int(part) for part in version.name.split(".")])
+def _config(split: str) -> str:
+    """The name under which a split is prepared without the others."""
+    return f"2017_{split.partition('[')[0]}"
 
 
-def _prepare(tfds: Any, root: Path, downloads: PathLike | None) -> None:
-    """Download and prepare COCO. TFDS unpacks beside the downloads, so it needs 75 GB until these are deleted."""
+def _prepare(tfds: Any, root: Path, split: str, downloads: PathLike | None) -> None:
+    """Download and prepare a split of COCO. With the downloads it needs up to three times their size until it is done.
+
+    What is unpacked is removed afterwards, but the archives are kept.
+    """
     purpose = f"{root}: preparing COCO there, once,"
     tensorflow = needed("tensorflow", purpose, '"nstjax[prepare]"')
     try:
-        tensorflow.config.set_visible_devices(
-            [], "GPU"
-        )  # TensorFlow would reserve all of the GPU's memory, which jax needs
-        builder = tfds.builder("coco/2017", data_dir=root, file_format="array_record")
-        # Google's bucket would, if it had COCO, provide tfrecord, which only TensorFlow reads.
-        config = tfds.download.DownloadConfig(try_download_gcs=False)
-        builder.download_and_prepare(download_dir=downloads, download_config=config)
+        # TensorFlow would reserve all of the GPU's memory, which jax needs.
+        tensorflow.config.set_visible_devices([], "GPU")
+        whole = tfds.builder_cls("coco").builder_configs["2017"]
+        own = [each for each in whole.splits if _config(each.name) == _config(split)]
+        if not own:
+            raise ValueError(f"it has no split {split!r}, but {', '.join(each.name for each in whole.splits)}")
+        config = type(whole)(name=_config(split), description=whole.description, splits=own)
+        builder = tfds.builder("coco", config=config, data_dir=root, file_format="array_record")
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="unpacked-", dir=root) as unpacked:
+            # Google's bucket would, if it had COCO, provide tfrecord, which only TensorFlow reads.
+            own_files = {"manual_dir": downloads, "extract_dir": unpacked, "try_download_gcs": False}
+            options = tfds.download.DownloadConfig(**own_files)
+            builder.download_and_prepare(download_dir=downloads, download_config=options)
     except Exception as error:  # the network, the disk, a checksum, a missing package: TFDS raises many kinds
         raise files.refusal(root, f"COCO cannot be prepared ({reason(error)})") from error

@@ -27,6 +27,12 @@ class Flags(NamedTuple):
 
     output: Path = Path("style.safetensors")
     """the trained net to write, for stylize.py."""
+    split: Literal["train", "validation", "test"] | None = None
+    """of COCO, with --data coco: train (by default), validation or test; only this one is downloaded."""
+    count: int | None = None  # type: ignore[assignment]  # for `--count`; nobody counts the values of flags
+    """train on the first so many images of the data; by default on all."""
+    coco_downloads: Path | None = None
+    """folder with COCO's archives, such as train2017.zip, if you have them; missing ones are downloaded to it."""
     crop: int = 256
     """side of the training images in pixels."""
     batch_size: int = 4
@@ -58,7 +64,7 @@ class Flags(NamedTuple):
 
 
 # What may differ when a training is resumed.
-UNIMPORTANT = {"output", "steps", "checkpoint_dir", "checkpoint_every", "resume", "precision"}
+UNIMPORTANT = {"output", "steps", "checkpoint_dir", "checkpoint_every", "resume", "precision", "coco_downloads"}
 UNIMPORTANT |= {"coordinator", "processes", "process_id"}
 
 
@@ -73,7 +79,7 @@ def start(flags: Flags, *, inputs: Sequence[str | PathLike[str]] = (), **more: A
         InputError: for a flag out of range, and for outputs that cannot be written or would replace an input or each
             other.
     """
-    for name in ("crop", "batch_size", "steps", "learning_rate", "checkpoint_every"):
+    for name in ("count", "crop", "batch_size", "steps", "learning_rate", "checkpoint_every"):
         terminal.check_positive(name, getattr(flags, name))
     for name, value in more.items():
         if isinstance(value, int | float) and not 0 <= value < math.inf:
@@ -127,9 +133,24 @@ def _join(coordinator: str | None, processes: int | None, number: int | None) ->
     parallel.start(coordinator, processes, number)
 
 
-def source(name: str | PathLike[str]) -> data.Source:
-    """COCO 2017 for "coco", else the images in a folder."""
-    return data.coco() if name == "coco" else data.folder(name)
+def source(name: str | PathLike[str], flags: Flags | None = None) -> data.Source:
+    """COCO 2017 for "coco", else the images in a folder; with flags, the part of them that the flags name.
+
+    Raises:
+        InputError: there are no images, or fewer than --count, or flags of COCO are given for a folder.
+    """
+    flags = flags or Flags()
+    if flags.coco_downloads and not flags.coco_downloads.is_dir():
+        raise InputError(
+            f"{flags.coco_downloads}: is no folder; give the one with the archives", argument="coco_downloads"
+        )
+    if name == "coco":
+        whole = data.coco(split=flags.split or "train", downloads=flags.coco_downloads)
+    elif flags.split or flags.coco_downloads:
+        raise InputError(f"{'--split' if flags.split else '--coco-downloads'} needs --data coco")
+    else:
+        whole = data.folder(name)
+    return whole if flags.count is None else data.first(whole, flags.count)
 
 
 def stream(source: data.Source, position: Any, *, flags: Flags, seed: int = 0) -> Iterator[tuple[Any, Any]]:

@@ -1,23 +1,32 @@
-"""experiments/colab_tpu.ipynb from its first cell to its last, on eight virtual devices, with tiny nets."""
+"""experiments/colab_tpu.ipynb from its first cell to its last, as on Colab, on virtual devices, with tiny nets."""
 
 import csv
+import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from coco_archives import jpeg, write_coco
 from PIL import Image
-from samples import photo as photograph
+from samples import photo
 
 from nstjax import images
+
+pytest.importorskip("grain", reason="training data needs grain (the train extra)")
 
 ROOT = Path(__file__).parent.parent
 CELLS = json.loads((ROOT / "experiments" / "colab_tpu.ipynb").read_text())["cells"]
 
+# Another Python to run it with, without nstjax, and the wheel on the drive: tests/colab_runtime.sh.
+PYTHON, WHEEL = os.environ.get("COLAB_PYTHON"), os.environ.get("COLAB_WHEEL")
+
 # Instead of VGG and the whole nets, which take minutes here.
 TINY = """
+sys.modules.pop("google.colab")  # of which jax would use more
 import jax
 from nstjax import features, nets
 from networks import narrow_vgg as narrow
@@ -27,9 +36,16 @@ features.load = lambda *args, **kwargs: params
 nets.NETS["depsep-nn"] = nets.NETS["depsep-nn"].clone(width=4, blocks=1)
 """
 PARAMETERS = """
-SOURCE, STYLE, DATA, FOLDER, NET = "", {style!r}, {data!r}, {folder!r}, "depsep-nn"
-STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT = {steps}, 2, 32, 1, 1.0
+SOURCE, STYLE, ARCHIVES, FOLDER, NET = "", "drive/MyDrive/painting.png", {archives!r}, "styles", "depsep-nn"
+DATA, SPLIT, COUNT = {data!r}, "validation", {count}
+STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT = {steps}, 2, 32, 8, 1.0
 """
+# What the notebook uses of Colab.
+COLAB = {
+    "__init__": "",
+    "drive": "def mount(path):\n    assert path.endswith('drive')\n",
+    "files": "def upload():\n    return {'photo.png': b''}\n",
+}
 
 
 def test_the_notebook_is_kept_without_results():
@@ -40,42 +56,71 @@ def test_the_notebook_is_kept_without_results():
     given: dict = {}
     exec("".join(parameters["source"]), given)
     assert given.keys() - {"__builtins__"} == names
+    assert given["BATCH"] % 8 == 0 and parameters is code[0]
 
 
-def test_the_notebook_trains_shows_and_paints_and_goes_on(tmp_path):
-    pytest.importorskip("grain", reason="training data needs grain (the train extra)")
-    for i in range(6):
-        photograph(tmp_path / "photos" / f"{i}.png", i, size=(48, 40))
-    painting = photograph(tmp_path / "painting.png", 9, size=(40, 40))
-    values = {"style": str(painting), "data": str(tmp_path / "photos"), "folder": str(tmp_path / "drive")}
+@pytest.fixture
+def drive(tmp_path):
+    """A drive with a painting, in a folder like Colab's, where a photo was uploaded."""
+    for name, code in COLAB.items():
+        (tmp_path / "google" / "colab").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "google" / "colab" / f"{name}.py").write_text(code)
+    photo(tmp_path / "photo.png", 8, size=(48, 40))
+    drive = tmp_path / "drive" / "MyDrive"
+    drive.mkdir(parents=True)
+    photo(drive / "painting.png", 9, size=(40, 40))
+    if WHEEL:
+        (drive / "styles").mkdir()
+        shutil.copy(WHEEL, drive / "styles")
+    return drive
+
+
+def run(drive, *, data, steps, devices, count=None, archives=None):
+    """Run the cells with other parameters and return what they print."""
+    values = {"data": data, "steps": steps, "count": count, "archives": archives}
+    code = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
+    cells = [PARAMETERS.format(**values), code[1], TINY, *code[2:]]  # the second installs nstjax
+    here = drive.parent.parent
+    (here / "notebook.py").write_text("\n\n".join(cells))
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join(map(str, [ROOT / "tests"] if PYTHON else [ROOT / "tests", ROOT])),
         "MPLBACKEND": "agg",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
+        "JAX_COMPILATION_CACHE_DIR": str(here / "compiled"),
     }
+    done = subprocess.run([PYTHON or sys.executable, "notebook.py"], cwd=here, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    return done.stdout.decode()
 
-    def run(steps):
-        cells = [TINY]
-        for cell in CELLS:
-            if cell["cell_type"] == "code":
-                parameters = "parameters" in cell["metadata"].get("tags", [])
-                cells.append(PARAMETERS.format(steps=steps, **values) if parameters else "".join(cell["source"]))
-        (tmp_path / "notebook.py").write_text("\n\n".join(cells))
-        done = subprocess.run([sys.executable, "notebook.py"], cwd=tmp_path, env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        return done.stdout.decode()
 
-    said = run(steps=2)
+def test_the_notebook_trains_shows_and_stylizes_and_resumes_on_another_kind_of_tpu(drive):
+    for i in range(6):
+        photo(drive / "photos" / f"{i}.png", i, size=(48, 40))
+    said = run(drive, data="drive/MyDrive/photos", steps=2, devices=8)
     assert "8 x cpu" in said and "after 2 of 2 steps" in said
-    drive = tmp_path / "drive"
-    checkpoints = drive / "checkpoints" / "painting"
+    assert "2 steps of 8 are 16 images: 2.67 epochs of 6 photos" in said
+    checkpoints = drive / "styles" / "checkpoints" / "painting"
     assert (checkpoints / "sample-00000002.jpg").exists()
-    painted = images.load(drive / "astronaut, painting.png")
-    assert painted.shape == (128, 128, 3) and painted.std() > 1e-3
-    # Run again with more steps, it goes on.
-    assert "after 3 of 3 steps" in run(steps=3)
+    stylized = images.load(drive / "styles" / "photo, painting.png")
+    assert stylized.shape == (107, 128, 3) and stylized.std() > 1e-3
+    said = run(drive, data="drive/MyDrive/photos", steps=3, devices=1)
+    assert "1 x cpu" in said and "after 3 of 3 steps" in said
     with open(checkpoints / "loss.csv") as file:
         assert [int(float(row["step"])) for row in csv.DictReader(file)] == [1, 2, 3]
-    with Image.open(checkpoints / "sample-00000003.jpg") as picture:
-        assert picture.width > 4 * 32 and picture.height > 2 * 32  # four photographs, and above or below, painted
+    with Image.open(checkpoints / "sample-00000003.jpg") as sheet:
+        assert sheet.width > 4 * 32 and sheet.height > 2 * 32  # four photos, and above or below, stylized
+
+
+@pytest.mark.skipif(
+    not PYTHON and not all(map(importlib.util.find_spec, ("tensorflow", "importlib_resources"))),
+    reason='TFDS needs TensorFlow to prepare COCO: pip install "nstjax[prepare]"',
+)
+def test_the_notebook_prepares_coco_once_and_keeps_it_on_the_drive(drive):
+    flat = [jpeg(Image.new("RGB", (60, 40), (20 * i, 100, 40))) for i in range(6)]
+    write_coco(drive / "archives", {"val2017": flat})
+    said = run(drive, data="coco", count=4, steps=1, devices=1, archives="drive/MyDrive/archives")
+    assert "1 steps of 8 are 8 images: 2.00 epochs of 4 photos" in said and "after 1 of 1 steps" in said
+    # The next machine has nothing but the drive.
+    shutil.rmtree(drive.parent.parent / "tfds")
+    shutil.rmtree(drive / "archives")
+    assert "after 2 of 2 steps" in run(drive, data="coco", count=4, steps=2, devices=1)

@@ -183,6 +183,14 @@ def test_a_second_interrupt_ends_at_once_and_loses_nothing(here):
     assert not list((here / "twice").glob(".*.tmp"))
 
 
+def assert_same_movement(before, one, other):
+    """That two trainings moved the parameters of a checkpoint in the same way, but for rounding."""
+    moved = {name: np.abs(one[name] - before[name]).max() for name in one if name.startswith("params/")}
+    assert max(moved.values()) > 1e-3
+    for name, distance in moved.items():
+        np.testing.assert_allclose(other[name], one[name], atol=1e-3 * distance + 1e-6, err_msg=name)
+
+
 BAD = {
     "no steps": ("transform", ["--steps", "0"], "--steps"),
     "a batch that does not divide": ("transform", ["--batch-size", "3"], "--batch-size"),
@@ -236,6 +244,12 @@ BAD = {
         ["--coordinator", "here:1", "--processes", "2", "--process-id", "2"],
         "--process-id",
     ),
+    "no count": ("transform", ["--count", "0"], "--count: 0"),
+    "more photographs than there are": ("adain", ["--count", "7"], "photos: has 6 images, not 7"),
+    "split of a folder": ("ulyanov", ["--split", "validation"], "--split needs --data coco"),
+    "archives of a folder": ("transform", ["--coco-downloads", "photos"], "--coco-downloads needs --data coco"),
+    "no such archives": ("transform", ["--data", "coco", "--coco-downloads", "none"], "none: is no folder"),
+    "split of a texture": ("texture", ["--split", "train"], "--split: would change nothing with --texture"),
     "no port": ("texture", ["--coordinator", "here", "--processes", "2", "--process-id", "0"], "HOST:PORT"),
 }
 
@@ -299,6 +313,27 @@ def test_a_sheet_shows_photographs_and_what_became_of_them(run, here):
     assert sheet.shape[0] > 2 * 16 and sheet.shape[1] > 4 * 16
 
 
+def test_a_training_goes_on_with_another_number_of_devices(here):
+    """As it would have with eight, but for rounding; by SGD, as Adam would hide a gradient of another scale."""
+    name, _, own = COMMANDS["transform"]
+    sgd = "import optax; optax.adam = optax.sgd; "
+
+    def checkpoint_of(folder, step):
+        return here / folder / f"checkpoint-{step:08d}.safetensors"
+
+    for devices in (8, 1, 2):
+        if devices != 8:
+            shutil.copytree(here / "8", here / str(devices))
+            checkpoint_of(str(devices), 4).unlink()
+        flags = [*own, *standard(devices, 4), "--learning-rate", "0.01", "--resume"]
+        process = in_another_process(here, name, *flags, devices=devices, before=sgd)
+        said = process.communicate(timeout=300)[0].decode()
+        assert process.returncode == 0, said
+    before, whole = (safetensors.numpy.load_file(checkpoint_of("8", step)) for step in (2, 4))
+    for devices in ("1", "2"):
+        assert_same_movement(before, whole, safetensors.numpy.load_file(checkpoint_of(devices, 4)))
+
+
 def test_two_hosts_train_as_one(run, here):
     """By SGD, as Adam would hide a gradient of another scale."""
     name, _, own = COMMANDS["transform"]
@@ -326,7 +361,4 @@ def test_two_hosts_train_as_one(run, here):
         safetensors.numpy.load_file(here / folder / f"checkpoint-0000000{step}.safetensors")
         for folder, step in (("one", 2), ("one", 4), ("two", 4))
     )
-    moved = {name: np.abs(alone[name] - before[name]).max() for name in alone if name.startswith("params/")}
-    assert max(moved.values()) > 1e-3
-    for name, distance in moved.items():
-        np.testing.assert_allclose(together[name], alone[name], atol=1e-3 * distance + 1e-6, err_msg=name)
+    assert_same_movement(before, alone, together)

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# experiments/colab_tpu.ipynb with the versions of Colab's TPU runtime, which has no TensorFlow: in an environment of its
+# own, into which the notebook's cells install a wheel of nstjax, and TensorFlow beside it. Needs the package registry,
+# Python 3.13 ($PYTHON) and, for pytest, an environment with nstjax[dev].
+set -euo pipefail
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+"${PYTHON:-python3.13}" -m venv "$folder/runtime"
+"$folder/runtime/bin/pip" install -q "jax==0.7.2" "flax==0.11.2" matplotlib pillow
+versions() { "$folder/runtime/bin/pip" freeze | grep -E "^(jax|jaxlib|flax|numpy)=="; }
+before=$(versions)
+"$folder/runtime/bin/pip" wheel -q --no-deps --wheel-dir "$folder" .
+COLAB_PYTHON="$folder/runtime/bin/python" COLAB_WHEEL=$(ls "$folder"/nstjax-*.whl) python -m pytest -n 0 -v tests/test_colab.py
+"$folder/runtime/bin/pip" check
+[ "$(versions)" = "$before" ]
+! "$folder/runtime/bin/python" -c "import tensorflow" 2>/dev/null
+printf 'kept: %s\n' $before
