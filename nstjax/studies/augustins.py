@@ -1,0 +1,172 @@
+"""Augustins 2017: his losses, start, step sizes and cycles of L-BFGS.
+
+His variable is the network's input, BGR in 0..255 minus ImageNet's mean color; ours is the image in [0, 1], which is
+255 times smaller. A step of size s along the gradient of his variable is one of size s / 255^2 along that of ours.
+Images may leave [0, 1] on the way, as his do; they are clipped when they are saved.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from nstjax import losses, metrics, objectives, solvers
+from nstjax.features import vgg
+from nstjax.objectives import Objective
+from nstjax.studies import runner
+from nstjax.typing import Array, Image
+
+
+class Descent(NamedTuple):
+    """Gradient descent of one layer's content."""
+
+    iterations: int
+    step: float  # in the network's units
+
+
+# His table, layer by layer.
+TABLE = {
+    "relu1_1": Descent(20, 1e-2),
+    "relu1_2": Descent(20, 1e-3),
+    "relu2_1": Descent(50, 1e-4),
+    "relu2_2": Descent(50, 1e-4),
+    "relu3_1": Descent(50, 1e-4),
+    "relu3_2": Descent(50, 1e-4),
+    "relu3_3": Descent(50, 1e-4),
+    "relu3_4": Descent(50, 1e-5),
+    "relu4_1": Descent(50, 1e-5),
+    "relu4_2": Descent(50, 1e-5),
+    "relu4_3": Descent(50, 1e-5),
+    "relu4_4": Descent(50, 1e-5),
+    "relu5_1": Descent(50, 1e-4),
+    "relu5_2": Descent(50, 1e-5),
+    "relu5_3": Descent(50, 1e-5),
+    "relu5_4": Descent(50, 1e-5),
+}
+CYCLE = 20  # evaluations: maxfun in the example of Keras that he starts from; the code that he prints sets none
+CYCLES = 5  # of a reconstruction
+MEMORY = 10  # pairs of L-BFGS, SciPy's default
+
+
+def squares(a: Any, b: Any) -> Any:
+    """Sum of squared differences, divided by nothing."""
+    return ((a - b) ** 2).sum()
+
+
+def losses_of(features: objectives.Features = vgg.features) -> tuple[Objective, objectives.Targets]:
+    """Return his loss as `objectives.neural_style` does: sums of squares, of features and of F F^T, undivided."""
+    gram = partial(losses.gram, normalization="none")
+    return objectives.neural_style(features, statistic=gram, style_distance=squares, content_distance=squares)
+
+
+def start(params: vgg.Params, image: Image, seed: int) -> Image:
+    """His first image: random numbers from 0 to 1 in the network's units, which is gray but for one level of 8 bits."""
+    noise = np.asarray(jax.random.uniform(jax.random.key(seed), image.shape))
+    return np.asarray(params["mean"]) + noise / np.float32(255)
+
+
+class DescentState(NamedTuple):
+    """The gradient at the image, and how many evaluations in a row were not finite."""
+
+    grad: Float[Array, "h w 3"]
+    failures: Any
+
+
+def descent(objective: Objective) -> solvers.Solver:
+    """Gradient descent by data["step"], in the network's units, without projection.
+
+    Each step evaluates the image that it returns, so that the image after n + 1 evaluations has been changed n times.
+    A diverged image stays what it was when its loss was last finite.
+    """
+
+    def init(image: Any, data: Any) -> DescentState:
+        return DescentState(jnp.zeros_like(image), jnp.zeros((), int))
+
+    def step(image: Any, state: DescentState, data: Any) -> tuple[Any, DescentState, dict[str, Any]]:
+        trial = image - data["step"] / 255**2 * state.grad
+        (loss, terms), grad = jax.value_and_grad(objective, has_aux=True)(trial, data)
+        good = jnp.isfinite(loss) & jnp.isfinite(grad).all()
+        failures = jnp.where(good, 0, state.failures + 1)
+        state = DescentState(jnp.where(good, grad, state.grad), failures)
+        return jnp.where(good, trial, image), state, terms | {"loss": loss, "failures": failures}
+
+    return solvers.Solver(init, step)
+
+
+class CycleState(NamedTuple):
+    """A solver's state, and how many evaluations its cycle has had."""
+
+    inner: Any
+    evaluations: Any
+
+
+def cycles(solver: solvers.Solver, *, every: int = CYCLE) -> solvers.Solver:
+    """A solver that forgets its memory after `every` evaluations, as one that is called anew."""
+
+    def init(image: Any, data: Any) -> CycleState:
+        return CycleState(solver.init(image, data), jnp.zeros((), int))
+
+    def step(image: Any, state: CycleState, data: Any) -> tuple[Any, CycleState, dict[str, Any]]:
+        anew = state.evaluations == every
+        inner = jax.tree.map(partial(jnp.where, anew), solver.init(image, data), state.inner)
+        image, inner, terms = solver.step(image, inner, data)
+        return image, CycleState(inner, jnp.where(anew, 0, state.evaluations) + 1), terms
+
+    return solvers.Solver(init, step, lambda image, state: solver.result(image, state.inner))
+
+
+def lbfgs(objective: Objective, *, learning_rate: float = 1.0) -> solvers.Solver:
+    """Return L-BFGS in cycles, with SciPy's memory, without projection."""
+    free: Callable[[Any], Any] = lambda image: image  # noqa: E731
+    return cycles(solvers.lbfgs(objective, history=MEMORY, learning_rate=learning_rate, project=free))
+
+
+# Style transfer: content of conv4_2 ("after the ReLU" in Keras), and his weights of the first layers of the blocks.
+CONTENT_LAYERS = {"relu4_2": 1.0}
+STYLE_LAYERS = {"relu1_1": 0.2, "relu2_1": 0.2, "relu3_1": 0.4, "relu4_1": 0.2}  # and 0 for conv5_1
+LAYERS = (*STYLE_LAYERS, *CONTENT_LAYERS)
+ALPHAS = ((1, 5e-6), (2, 1e-6), (2, 1e-7))  # (size, in units of that of the reconstructions; alpha)
+Pair = tuple[Image, Image]  # content and style image of one shape
+
+
+def transfers(
+    params: vgg.Params, pairs: Mapping[int, Pair], *, seed: int, steps: int, about: dict[str, Any]
+) -> Iterator[runner.Program]:
+    """Yield his style transfers, with each alpha as the weight of the content, and of the style, the other being 1.
+
+    Args:
+        pairs: {times: images}, of the sizes in `ALPHAS`.
+        steps: of 5 cycles, whose images are kept; there are 10.
+        about: what else the images depend on, for their configurations.
+    """
+    objective, targets = losses_of()
+    layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
+
+    def prepare(pair: Pair, weights: dict[str, float]) -> tuple[Image, dict[str, Any]]:
+        content, style = pair
+        data = jax.jit(targets)(params, content, [objectives.Style(style)], weights=weights, **layers)
+        return start(params, content, seed), data
+
+    for times, pair in pairs.items():
+        height, width = pair[0].shape[:2]
+        side = max(height, width)
+        runs = []
+        for alpha, of in itertools.product([a for t, a in ALPHAS if t == times], ("content", "style")):
+            own = {"method": "L-BFGS", "of": "transfer", "layers": [], "alpha": alpha, "alpha_of": of, "times": times}
+            weights = {"content": 1.0, "style": 1.0, of: alpha}
+            name = f"transfer at {side} px, alpha {alpha:g} times the {of}"
+            runs.append(runner.Run(name, about | own | {"size": side}, partial(prepare, pair, weights)))
+        yield runner.Program(lbfgs(objective), 2 * steps, (height, width), runs, keep=(steps,))
+
+
+def distances(params: vgg.Params, image: Image, pair: Pair) -> dict[str, float]:
+    """How far a transfer is from the content (1 is a blank) and from the style (1 is the content image)."""
+    content, style = pair
+    apart = metrics.content_distance(vgg.features, params, image, content)
+    styled = metrics.style_distance(vgg.features, params, image, style, content, layers=tuple(STYLE_LAYERS))
+    return {"content_distance": float(apart), "style_distance": float(styled)}
