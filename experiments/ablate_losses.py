@@ -23,7 +23,6 @@ import tyro
 
 from nstjax import images, solvers, terminal
 from nstjax.studies import cards, measures, pseudo_truth, report, runner, terms
-from nstjax.studies.report import short
 from nstjax.studies.settings import TRUTH, Settings, Truth, start
 from nstjax.weights import PICTURES
 
@@ -33,8 +32,8 @@ ALPHAS = {128: 5e-6, 256: 1e-6, 512: 1e-7}  # Augustins's, of each size
 HEAVIER = 1e4
 SETTINGS = Settings(output=Path("losses"))
 
-# {group: {run: {term: weight}}}. The weights are of losses in units of their own (`terms.units`), and meant, from
-# short scans, to keep about the same content in the images of one group.
+# {group: {run: {term: weight}}}. Weights are in units of their losses (`terms.units`), and meant, from short scans, to
+# keep about the same content in the images of one group.
 Group = Literal[
     "distances", "tv", "alpha", "laplacian", "perceptual", "patches", "nearest", "wasserstein", "adain", "augustins"
 ]
@@ -45,11 +44,16 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
         "content Charbonnier, style MSE": {"content_charbonnier": 1.5, "style": 10.0},
         "content MSE, style Charbonnier": {"content": 1.0, "style_charbonnier": 3.0},
         "content and style Charbonnier": {"content_charbonnier": 1.5, "style_charbonnier": 3.0},
+        "content and style Frobenius": {"content_frobenius": 1.0, "style_frobenius": 2.0},
     },
-    "tv": {f"TV, power {power}": BASE | {f"tv{power}": 0.5} for power in ("2", "1.25", "1")},
-    "alpha": {f"alpha {alpha:g}": BASE | {"content": alpha} for alpha in (0.03, 0.3, 3.0, 30.0)},
+    "tv": {f"TV, {name}": BASE | {f"tv {name}": 0.5} for name in ("power 2", "power 1.25", "power 1", "isotropic")},
+    "alpha": {f"alpha {alpha:g}": BASE | {"style": alpha} for alpha in (300.0, 30.0, 3.0, 0.3)},
     "laplacian": {f"Laplacian {weight:g}": BASE | {"laplacian": weight} for weight in (10.0, 100.0)},
-    "perceptual": {"perceptual": {"perceptual": 3.0, "style": 10.0}},
+    "perceptual": {
+        "LPIPS for content": {"perceptual": 3.0, "style": 10.0},
+        "Johnson for content": {"johnson": 1.0, "style": 10.0},
+        "content and Johnson": BASE | {"johnson": 1.0},
+    },
     "patches": {
         "Gram of each cell": {"content": 1.0, "cells": 6.0},
         "Gram of the cell at that place": {"content": 1.0, "composition": 3.0},
@@ -62,7 +66,7 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     },
     "augustins": {},  # as they depend on the size, see `setups`
 }
-HEADINGS: tuple[str, ...] = ("MSE and Charbonnier", "Total variation", "α", "Laplacian", "LPIPS")
+HEADINGS: tuple[str, ...] = ("MSE, Charbonnier, norms", "Total variation", "α", "Laplacian", "Perceptual")
 HEADINGS += ("Patch-wise statistics", "Nearest patches", "Wasserstein-2", "AdaIN’s image", "Augustins’s weights")
 HEADING = dict(zip(GROUPS, HEADINGS, strict=True))
 ALONE = ("perceptual", "patches", "nearest", "wasserstein")  # too slow to be compiled into the others' program
@@ -95,10 +99,9 @@ def main(
     Args:
         content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
         style: the style image.
-        groups: what to compare: distances (Pandey's MSE and Charbonnier), tv (Kitov's three powers), alpha (his ratio
-            of content to style), laplacian, perceptual (LPIPS keeps the content), patches (statistics of cells),
-            nearest (each patch is like one of the style image's), wasserstein, adain (its image is reconstructed),
-            augustins (his weights of layers, and his α for 128, 256 and 512 pixels, up to twice the size).
+        groups: what to compare: distances (Pandey's), tv (Kitov's), alpha (his weight of the style), laplacian,
+            perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein, adain (its
+            image is reconstructed), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
         truth: what AdaIN's image is.
         settings: those of every study.
@@ -137,8 +140,8 @@ def main(
         among = [name for name in terms.TERMS if any(name in table[each][2] for each in names)]
         runs = [run_of(name, among) for name in names]
         programs.append(runner.Program(solvers.lbfgs(terms.objective), steps, pairs[side][0].shape[:2], runs))
-    results = runner.run(settings, programs, measure=measure)
-    write(settings, results, report.originals(*pairs[size], reference.image)[1])
+    originals = report.originals(*pairs[size], reference.image)[1]
+    write(settings, runner.run(settings, programs, measure=measure), originals)
 
 
 def setups(groups, size, times):
@@ -173,7 +176,7 @@ def write(settings, results, originals):
     baseline = results[0]
     rows = {group: [r for r in results[1:] if r.configuration["group"] == group] for group in GROUPS}
     rows = {group: sorted(some, key=side_of) for group, some in rows.items() if some}
-    sweep = sorted([baseline, *rows.get("alpha", [])], key=lambda r: r.configuration["losses"]["content"])
+    sweep = sorted([baseline, *rows.get("alpha", [])], key=lambda r: -r.configuration["losses"]["style"])
     others = [r for group, some in rows.items() if group not in APART for r in some]
     lines = [("", [*originals, thumbnail(baseline)])]
     for group, some in rows.items():
@@ -219,7 +222,7 @@ def place(result):
 
 
 def thumbnail(result):
-    c, s = map(short, place(result))
+    c, s = map(report.short, place(result))
     return cards.Thumbnail(result.image(), result.name, f"c {c}, s {s}")
 
 

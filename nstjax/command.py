@@ -7,6 +7,7 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -30,8 +31,12 @@ class Common(NamedTuple):
     """long side of the image in pixels."""
     weights: str = "bundled"
     """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
-    distance: Literal["mse", "charbonnier"] = "mse"
-    """of activations and Gram matrices."""
+    content_distance: recipes.DistanceName = "mse"
+    """of activations: mean square, Charbonnier (Pandey), sum of squares or half of it (Gatys 2015), or its root."""
+    style_distance: recipes.DistanceName = "mse"
+    """of Gram matrices, which --preset gatys compares."""
+    gram: Literal["none", "hw", "chw", "2chw"] = "chw"
+    """what Gram matrices are divided by: nothing, H W (Kitov), C H W (Johnson) or 2 C H W (Gatys 2015, RestyNet)."""
     metadata: bool = True
     """keep in the image the command that made it (files without their folders) and the versions of what ran it."""
     memory_limit: float | None = None
@@ -91,11 +96,21 @@ def named() -> set[str]:
 
 def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
     """The validated recipe of `parse`'s flags."""
-    changes = {name: value for name, value in given.items() if name in Recipe._fields}
+    common = flags.common
+    changes = {name: given[name] for name in Recipe._fields if name in given and name not in common._fields}
     changed = recipes.changed(flags.preset, changes)
-    useless = changed.no_content and changed.style_loss is recipes.WASSERSTEIN
-    terminal.check_effect(given, ("distance", useless, f"--preset {flags.preset} compares styles otherwise"))
-    return recipes.compared_by(changed, {"mse": losses.mse, "charbonnier": losses.charbonnier}[flags.common.distance])
+    grams = changed.style_loss is recipes.GRAM
+    terminal.check_effect(
+        given,
+        ("content_distance", changed.no_content, "the content's weight is 0"),
+        ("style_distance", not grams, f"--preset {flags.preset} compares no Gram matrices; --preset gatys does"),
+        ("gram", not grams, f"--preset {flags.preset} compares no Gram matrices; --preset gatys does"),
+        *((name, changed.no_style, "the style's weight is 0") for name in ("style_distance", "gram")),
+    )
+    if grams and (common.style_distance, common.gram) != ("mse", "chw"):
+        statistic = partial(losses.gram, normalization=common.gram)
+        changed = changed._replace(style_loss=recipes.StyleLoss(statistic, recipes.DISTANCES[common.style_distance]))
+    return changed._replace(content_distance=recipes.DISTANCES[common.content_distance])
 
 
 def keep_within(limit: float, budget: memory.Budget, chosen: str = "") -> None:

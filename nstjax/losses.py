@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from nstjax import roots
+
 Activations = Float[Array | np.ndarray, "h w c"]
 Mask = Float[Array | np.ndarray, "h w"]  # weights of the pixels, >= 0
 Layers = Mapping[str, Float[Array | np.ndarray, "_ _ _"]]  # {layer: activations [h, w, c]}
@@ -100,10 +102,10 @@ GRAM_NORMALIZATIONS: dict[str, Callable[[Any, int], Any]] = {
 def gram(x: Activations | Sums, *, mask: Mask | None = None, normalization: str = "chw") -> Matrix:
     """Gram matrix F F^T of features or of their `Sums`, divided by what `normalization` names:
 
-    - "none" (Gatys 2015, arXiv 1508.06576, eq. 3; his style loss is then `sum / (4 C^2 (HW)^2)` over entries);
+    - "none" (Gatys 2015, arXiv 1508.06576, eq. 3, and Pandey 2018);
     - "hw": the mean over pixels, which does not depend on the image's size (Kitov's lecture);
     - "chw" (Johnson 2016, arXiv 1603.08155, eq. 3);
-    - "2chw" (RestyNet), which puts the 1/(4 C^2 (HW)^2) of Gatys's style loss (eq. 4) into the matrix.
+    - "2chw", with which `squares` is the style loss of Gatys (eq. 4) and RestyNet, with its 1 / (2 H W C)^2.
 
     The mask's sum takes the place of HW (guided Gram matrix of Gatys 2017, arXiv 1611.07865, eq. 4, where the mask is
     the square of their guidance channel). Raises ValueError for other names.
@@ -163,14 +165,32 @@ def _centered(x: Activations, mask: Mask | None) -> tuple[Vector, Array]:
 
 
 def mse(a: PyTree, b: PyTree) -> Scalar | float:
-    """Mean squared difference of two arrays; of two trees of arrays, the sum over their leaves."""
+    """Mean squared difference (Johnson 2016, arXiv 1603.08155, eq. 2; Kitov's losses of content and style).
+
+    Of two trees of arrays, this and the following are sums over their leaves.
+    """
     return _over_leaves(lambda a, b: jnp.mean((a - b) ** 2), a, b)
 
 
-def charbonnier(a: PyTree, b: PyTree, *, epsilon: float = 1e-3) -> Scalar | float:
-    """Mean of sqrt(d^2 + epsilon^2), a smooth absolute difference (Pandey 2018; Charbonnier 1994); at least epsilon.
+def squares(a: PyTree, b: PyTree) -> Scalar | float:
+    """Sum of squared differences: of Gram matrices by "chw" Johnson's style loss (eq. 4), by "2chw" RestyNet's."""
+    return _over_leaves(lambda a, b: jnp.sum((a - b) ** 2), a, b)
 
-    Of two trees of arrays, the sum over their leaves.
+
+def half_squares(a: PyTree, b: PyTree) -> Scalar | float:
+    """Half of `squares`: the content loss of Gatys 2015 (eq. 1) and of RestyNet."""
+    return squares(a, b) / 2
+
+
+def frobenius(a: PyTree, b: PyTree) -> Scalar | float:
+    """Root of the sum of squared differences, the Frobenius norm (Pandey 2018); the gradient of equals is 0."""
+    return _over_leaves(lambda a, b: roots.root(jnp.sum((a - b) ** 2)), a, b)
+
+
+def charbonnier(a: PyTree, b: PyTree, *, epsilon: float = 1e-3) -> Scalar | float:
+    """Charbonnier loss: mean of sqrt(d^2 + epsilon^2), a smooth absolute difference (Charbonnier 1994); >= epsilon.
+
+    Pandey 2018 takes it for content and for style. The "MSCE" that he names beside it has no equation there.
     """
     return _over_leaves(lambda a, b: jnp.mean(jnp.sqrt((a - b) ** 2 + epsilon**2)), a, b)
 
@@ -194,14 +214,14 @@ def wasserstein2(a: Gaussian, b: Gaussian, *, jitter: float | Scalar = 1e-4) -> 
     c = a.mean.shape[0]
     root: Any = with_root(b, jitter=jitter).root if b.root is None else b.root
     ridge = _ridge(b, jitter)
-    cross = _trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
+    cross = roots.trace_sqrtm(root @ (a.covariance + ridge * jnp.eye(c)) @ root)
     traces = jnp.trace(a.covariance) + jnp.trace(b.covariance) + 2 * ridge * c
     return mse(a.mean, b.mean) + (traces - 2 * cross) / c
 
 
 def with_root(g: Gaussian, *, jitter: float | Scalar = 1e-4) -> Gaussian:
     """A `Gaussian` with its covariance's square root, for `wasserstein2` with the same `jitter`."""
-    return g._replace(root=sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
+    return g._replace(root=roots.sqrtm(g.covariance + _ridge(g, jitter) * jnp.eye(g.mean.shape[0]))[0])
 
 
 def _ridge(g: Gaussian, jitter: float | Scalar) -> Scalar:
@@ -211,50 +231,14 @@ def _ridge(g: Gaussian, jitter: float | Scalar) -> Scalar:
     return jnp.maximum(jnp.maximum(jitter * variance, floor), 1e-30)
 
 
-def sqrtm(a: Matrix, *, iterations: int = 15) -> tuple[Float[Array, "c c"], Float[Array, "c c"]]:
-    """Square root and inverse square root of a symmetric positive semidefinite matrix.
-
-    Newton-Schulz iterations (Higham 2008, Functions of Matrices, eq. 6.35): matrix products alone, which every
-    accelerator does well. Eigenvalues under about 1e-5 of the largest are not resolved: the root's are too small there,
-    and the inverse's stay under 1.5^iterations. Iterations end early where rounding has made eigenvalues so negative
-    that they would diverge, so that both are finite for every finite matrix.
-    """
-    norm = jnp.maximum(jnp.linalg.norm(a), jnp.finfo(a.dtype).tiny)
-    identity = jnp.eye(a.shape[0], dtype=a.dtype)
-
-    def iterate(_: Any, yz: tuple[Array, Array]) -> tuple[Array, Array]:
-        y, z = yz
-        product = z @ y
-        # The eigenvalues of z y rise from 0..1 to 1; only negative ones grow without bound.
-        converges = jnp.sum(product**2) <= 2 * a.shape[0]
-        t = 1.5 * identity - 0.5 * product
-        return jnp.where(converges, y @ t, y), jnp.where(converges, t @ z, z)
-
-    y, z = jax.lax.fori_loop(0, iterations, iterate, (a / norm, identity))
-    return y * jnp.sqrt(norm), z / jnp.sqrt(norm)
-
-
-# d tr(A^1/2) = tr(A^-1/2 dA) / 2, and the iterations give A^-1/2 for nothing.
-@jax.custom_vjp
-def _trace_sqrtm(a: Matrix) -> Scalar:
-    return jnp.trace(sqrtm(a)[0])
-
-
-def _trace_sqrtm_forward(a: Matrix) -> tuple[Scalar, Float[Array, "c c"]]:
-    root, inverse = sqrtm(a)
-    return jnp.trace(root), inverse
-
-
-_trace_sqrtm.defvjp(_trace_sqrtm_forward, lambda inverse, g: (0.5 * g * inverse.T,))
-
 # --- priors: images [H, W, C] -> a number, or a statistic of images
 
 
 def total_variation(image: Activations, *, power: float | int = 2.0) -> Scalar:
     """Mean over pixels of |dx|^power + |dy|^power, summed over channels; dx, dy are differences of neighbors.
 
-    Kitov's three forms: squared (power=2), absolute (power=1), and any power > 0 (for 2 it is also the form of
-    Mahendran and Vedaldi 2015, arXiv 1412.0035, with beta = 2).
+    The anisotropic form: the first two of Kitov's lecture are power=2 and power=1. His third is
+    `isotropic_variation`, which for power=2 and gamma=1 is the same.
     """
     h, w = image.shape[:2]
     # The power of an exact zero has no gradient for powers under 2, and JAX's of abs is 1 there: a flat image's is 0.
@@ -262,6 +246,19 @@ def total_variation(image: Activations, *, power: float | int = 2.0) -> Scalar:
     size = sizes.get(power, lambda d: (d**2 + 1e-12) ** (power / 2))
     dx, dy = jnp.diff(image, axis=1), jnp.diff(image, axis=0)
     return (size(dx).sum() + size(dy).sum()) / (h * w)
+
+
+def isotropic_variation(image: Activations, *, gamma: float = 0.5) -> Scalar:
+    """Mean over pixels of (dx^2 + dy^2)^gamma, summed over channels: Kitov's third total variation.
+
+    For gamma = 1/2 it is the total variation of Rudin, Osher and Fatemi (1992), in general that of Mahendran and
+    Vedaldi (2015, arXiv 1412.0035) with beta = 2 gamma. The last column has no dx, the last row no dy.
+    """
+    h, w = image.shape[:2]
+    dx = jnp.pad(jnp.diff(image, axis=1), ((0, 0), (0, 1), (0, 0)))
+    dy = jnp.pad(jnp.diff(image, axis=0), ((0, 1), (0, 0), (0, 0)))
+    # The power of an exact zero has no gradient for gamma under 1.
+    return ((dx**2 + dy**2 + (0 if gamma == 1 else 1e-12)) ** gamma).sum() / (h * w)
 
 
 def laplacian(image: Activations, *, pool: int = 4) -> Float[Array, "h//{pool} w//{pool} c"]:

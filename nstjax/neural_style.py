@@ -305,8 +305,8 @@ def _prepared(
         canvas,
         _styles(job, content, margin, recipe),
         weights=weights,
-        content_layers=dict.fromkeys(recipe.content_layers, 1.0),
-        style_layers=dict(zip(recipe.style_layers, recipe.layer_weights, strict=True)),
+        content_layers=recipe.content_by_layer,
+        style_layers=recipe.style_by_layer,
     )
     data |= {"params": params}
     if recipe.strength is not None:

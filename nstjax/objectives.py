@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from nstjax import losses
+from nstjax import losses, roots
 from nstjax.typing import Array, Image, Mask
 
 Objective = Callable[[Image, Any], tuple[Any, dict[str, Any]]]  # (image, data) -> (loss, its terms by name)
@@ -80,7 +80,8 @@ def neural_style(
 
     Args:
         features: the extractor.
-        statistic, style_distance, content_distance: functions of `nstjax.losses`.
+        statistic, style_distance, content_distance: functions of `nstjax.losses`. A content distance of one's own
+            must be a mean over entries.
         prepare: done once to each style target (`losses.with_root` for the Wasserstein distance).
         centered: sum the style's features about the content's mean, without which covariances are inexact.
         measure: how sums over the image are taken, by default `at_once(features)`; see `stream.measure`.
@@ -103,7 +104,7 @@ def neural_style(
 
 def _objective(how: _Losses, image: Image, data: Any) -> tuple[Any, dict[str, Any]]:
     """The sum of the weighted terms, and the terms by name."""
-    part = partial(_part, how.content_distance, data["origins"])
+    part = partial(_part, _additive(how.content_distance), data["origins"])
     measured, _ = how.measure(part, data["params"], image, _maps(data))
     terms = {name: weight * _term(how, name, measured, image, data) for name, weight in data["weights"].items()}
     return sum(terms.values()), terms
@@ -113,7 +114,9 @@ def _term(how: _Losses, name: str, measured: Mapping[str, Any], image: Image, da
     """One term of the loss, without its weight."""
     match name:
         case "content":
-            return sum(weight * measured[layer]["content"] for layer, weight in data["content_layers"].items())
+            whole = partial(_whole, how.content_distance)
+            layers = data["content_layers"].items()
+            return sum(w * whole(measured[name]["content"], data["content"][name].size) for name, w in layers)
         case "style":
             each = enumerate(data["styles"])
             return sum(style["weight"] * _style_term(how, measured, style, i, data) for i, style in each)
@@ -267,6 +270,24 @@ def _distance(distance: losses.Distance, a: Rows, b: Rows, valid: Valid | None) 
         return distance(a, b)
     rows, zero = valid[:, None, None], jnp.zeros((1, 1, 1))
     return distance(a * rows, b * rows) - (1 - valid.mean()) * distance(zero, zero)
+
+
+# Distances of activations that are sums rather than means: (mean square, number of entries) -> distance.
+_OF_SUMS: dict[losses.Distance, Callable[[Any, int], Any]] = {
+    losses.squares: lambda mean, entries: entries * mean,
+    losses.half_squares: lambda mean, entries: entries * mean / 2,
+    losses.frobenius: lambda mean, entries: roots.root(entries * mean),
+}
+
+
+def _additive(distance: losses.Distance) -> losses.Distance:
+    """The mean over entries from which a distance of activations follows, as means of an image's parts add up."""
+    return losses.mse if distance in _OF_SUMS else distance
+
+
+def _whole(distance: losses.Distance, mean: Any, entries: int) -> Any:
+    """A distance of activations from the mean of `_additive`."""
+    return _OF_SUMS[distance](mean, entries) if distance in _OF_SUMS else mean
 
 
 def at_layers(

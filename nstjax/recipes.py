@@ -27,6 +27,15 @@ class StyleLoss(NamedTuple):
 GRAM = StyleLoss(losses.gram, losses.mse)
 WASSERSTEIN = StyleLoss(losses.gaussian, losses.wasserstein2, losses.with_root, centered=True)
 
+DistanceName = Literal["mse", "charbonnier", "squares", "half-squares", "frobenius"]
+DISTANCES: dict[DistanceName, losses.Distance] = {
+    "mse": losses.mse,
+    "charbonnier": losses.charbonnier,
+    "squares": losses.squares,
+    "half-squares": losses.half_squares,
+    "frobenius": losses.frobenius,
+}
+
 
 class Recipe(NamedTuple):
     """How an image is painted. The defaults are those of the notebook that Gatys released."""
@@ -42,6 +51,10 @@ class Recipe(NamedTuple):
     """lbfgs is jaxopt's; lbfgs-optax, adam and adamw are optax's; gd is gradient descent."""
     learning_rate: float | None = None
     """of a step; by default 1 (L-BFGS), 0.02 (Adam) or 1/255 (gd: mean change of pixels at the first step)."""
+    beta1: float = 0.9
+    """decay of Adam's and AdamW's mean of gradients, from 0 to under 1."""
+    beta2: float = 0.99
+    """decay of Adam's and AdamW's mean of squared gradients, from 0 to under 1."""
     content_weight: float = 2.0
     """of the content loss."""
     style_weight: float = 1e3
@@ -56,6 +69,8 @@ class Recipe(NamedTuple):
     """of the network; average makes smoother images."""
     content_layers: tuple[str, ...] = ("relu4_2",)
     """the network's layers that keep the content."""
+    content_layer_weights: tuple[float, ...] = ()
+    """a number for each content layer; by default all count alike."""
     style_layers: tuple[str, ...] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1")
     """the network's layers that carry the style."""
     style_layer_weights: tuple[float, ...] = ()
@@ -97,9 +112,18 @@ class Recipe(NamedTuple):
         return self.content_layers + self.style_layers
 
     @property
-    def layer_weights(self) -> tuple[float, ...]:
+    def content_by_layer(self) -> dict[str, float]:
+        """The weight of each content layer."""
+        return _by_layer(self.content_layers, self.content_layer_weights)
+
+    @property
+    def style_by_layer(self) -> dict[str, float]:
         """The weight of each style layer."""
-        return self.style_layer_weights or (1.0,) * len(self.style_layers)
+        return _by_layer(self.style_layers, self.style_layer_weights)
+
+
+def _by_layer(layers: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
+    return dict(zip(layers, weights or (1.0,) * len(layers), strict=True))
 
 
 # After Crowson's style-transfer-pytorch: Wasserstein distances, scales by sqrt 2, averaged iterates. But by L-BFGS,
@@ -137,16 +161,10 @@ def changed(preset: str | Recipe, changes: Mapping[str, Any], *, layers: Sequenc
     recipe = (PRESETS[preset] if isinstance(preset, str) else preset)._replace(**changes)
     if "style_layers" in changes and "style_layer_weights" not in changes:
         recipe = recipe._replace(style_layer_weights=())
+    if "content_layers" in changes and "content_layer_weights" not in changes:
+        recipe = recipe._replace(content_layer_weights=())
     check(recipe, given=changes, layers=layers)
     return recipe
-
-
-def compared_by(recipe: Recipe, distance: losses.Distance) -> Recipe:
-    """A recipe that compares activations, and Gram matrices if it has any, by a distance of `nstjax.losses`."""
-    style = (
-        recipe.style_loss if recipe.style_loss is WASSERSTEIN else recipe.style_loss._replace(style_distance=distance)
-    )
-    return recipe._replace(content_distance=distance, style_loss=style)
 
 
 def check(recipe: Recipe, *, given: Collection[str] = (), layers: Sequence[str] | None = None) -> None:
@@ -172,13 +190,18 @@ def check(recipe: Recipe, *, given: Collection[str] = (), layers: Sequence[str] 
                 raise InputError(f"no layer {name!r}; the network has {', '.join(layers)}", argument=argument)
             if names.count(name) > 1:
                 raise InputError(f"layer {name!r} is given twice; give each once", argument=argument)
-    if len(recipe.layer_weights) != len(recipe.style_layers):
-        raise InputError(
-            f"give one for each of the {len(recipe.style_layers)} style layers", argument="style_layer_weights"
-        )
-    if not any(recipe.layer_weights):
-        raise InputError("all are 0; for no style at all set the style's weight to 0", argument="style_layer_weights")
+    _check_layer_weights("content", recipe.content_layers, recipe.content_layer_weights)
+    _check_layer_weights("style", recipe.style_layers, recipe.style_layer_weights)
     _check_effect(recipe, given)
+
+
+def _check_layer_weights(kind: str, layers: Sequence[str], weights: Sequence[float]) -> None:
+    """Raise InputError unless there is a weight for each layer, or none, and one above 0."""
+    argument = f"{kind}_layer_weights"
+    if len(weights) not in (0, len(layers)):
+        raise InputError(f"give one for each of the {len(layers)} {kind} layers", argument=argument)
+    if weights and not any(weights):
+        raise InputError(f"all are 0; for no {kind} at all set the {kind}'s weight to 0", argument=argument)
 
 
 def _check_numbers(recipe: Recipe) -> None:
@@ -186,10 +209,12 @@ def _check_numbers(recipe: Recipe) -> None:
     for name in ("steps", "scales", "learning_rate", "style_scale", "smallest", "coarse", "balance"):
         if (value := getattr(recipe, name)) is not None and not 0 < value < math.inf:
             raise InputError(f"{value}: give a number above 0", argument=name)
-    for name in ("content_weight", "style_weight", "tv_weight", "laplacian_weight", "style_layer_weights"):
+    weights = ("content_weight", "style_weight", "tv_weight", "laplacian_weight")
+    for name in (*weights, "content_layer_weights", "style_layer_weights"):
         if not all(0 <= value < math.inf for value in np.ravel(getattr(recipe, name))):
             raise InputError(f"{getattr(recipe, name)}: give numbers that are not negative", argument=name)
-    for name, least, below in (("average", 0, 1), ("margin", 0, 0.5), ("ratio", 1.05, math.inf)):
+    ranges = (("average", 0, 1), ("beta1", 0, 1), ("beta2", 0, 1), ("margin", 0, 0.5), ("ratio", 1.05, math.inf))
+    for name, least, below in ranges:
         if not least <= getattr(recipe, name) < below:
             raise InputError(
                 f"{getattr(recipe, name)}: give a number of at least {least} and under {below}", argument=name
@@ -206,7 +231,8 @@ def _check_effect(recipe: Recipe, given: Collection[str]) -> None:
         raise InputError("is 0, and so is content_weight: there is nothing to paint", argument="style_weight")
     for names, useless, why in (
         (("style_layers", "style_layer_weights", "style_scale"), recipe.no_style, "the style's weight is 0"),
-        (("content_layers",), recipe.no_content, "the content's weight is 0"),
+        (("content_layers", "content_layer_weights"), recipe.no_content, "the content's weight is 0"),
+        (("beta1", "beta2"), recipe.optimizer not in ("adam", "adamw"), "only with --optimizer adam or adamw"),
     ):
         for name in set(names) & set(given):
             if useless:
@@ -250,9 +276,9 @@ def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> 
             tx = optax.lbfgs(learning_rate, memory_size=history, linesearch=None)
             chosen = solvers.gradient(objective, tx, jump=solvers.JUMP)
         case "adam":
-            chosen = solvers.gradient(objective, optax.adam(rate, b2=0.99))
+            chosen = solvers.gradient(objective, optax.adam(rate, recipe.beta1, recipe.beta2))
         case "adamw":
-            chosen = solvers.gradient(objective, optax.adamw(rate, b2=0.99))
+            chosen = solvers.gradient(objective, optax.adamw(rate, recipe.beta1, recipe.beta2))
         case "gd":
             tx = optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate))
             chosen = solvers.gradient(objective, tx, jump=solvers.JUMP)

@@ -129,7 +129,7 @@ def test_runs_that_differ_in_numbers_alone_share_a_program(run, here, monkeypatc
     with pytest.raises(SystemExit):
         reference = ("--reference", here / "adain.png")
         run("--groups", "distances", "tv", "alpha", "laplacian", "augustins", "patches", "wasserstein", *reference)
-    assert [len(program.runs) for program in caught] == [1 + 3 + 3 + 4 + 2 + 4, 2, 1]
+    assert [len(program.runs) for program in caught] == [1 + 4 + 4 + 4 + 2 + 4, 2, 1]
     for program in caught:
         prepared = [each.prepare() for each in program.runs]
         shapes = [jax.tree.map(jnp.shape, each) for each in prepared]
@@ -149,9 +149,9 @@ def result(name, group, weights, content, style, size=256, **more):
 
 
 SWEEP = [
-    result("base", "distances", {"content": 1.0}, 0.4, 0.01),
-    result("α 0.1", "alpha", {"content": 0.1}, 0.8, 0.001),
-    result("α 10", "alpha", {"content": 10.0}, 0.2, 0.1),
+    result("base", "distances", {"style": 10.0}, 0.4, 0.01),
+    result("α 100", "alpha", {"style": 100.0}, 0.8, 0.001),
+    result("α 1", "alpha", {"style": 1.0}, 0.2, 0.1),
 ]
 
 

@@ -11,14 +11,14 @@ import scipy.special
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstjax import losses
+from nstjax import losses, roots
 from nstjax.losses import Gaussian
 
 SEEDS = st.integers(0, 10_000)
 few = settings(max_examples=10, deadline=None, derandomize=True)
 close = np.testing.assert_allclose
 # Compiled once for each shape, which is faster than operation by operation.
-wasserstein2, with_root, sqrtm = map(jax.jit, (losses.wasserstein2, losses.with_root, losses.sqrtm))
+wasserstein2, with_root, sqrtm = map(jax.jit, (losses.wasserstein2, losses.with_root, roots.sqrtm))
 
 
 def randoms(seed=0, *shape):
@@ -218,6 +218,8 @@ def test_the_deviation_of_a_constant_channel_has_a_finite_gradient():
 
 # Distances
 
+DISTANCES = [losses.mse, losses.charbonnier, losses.squares, losses.half_squares, losses.frobenius]
+
 
 def test_mse_and_charbonnier_against_numpy():
     a, b = randoms(1), randoms(2)
@@ -240,7 +242,7 @@ def test_charbonnier_of_equals_is_epsilon_with_a_finite_gradient():
     close(grad, 0)
 
 
-@pytest.mark.parametrize("distance", [losses.mse, losses.charbonnier])
+@pytest.mark.parametrize("distance", DISTANCES)
 def test_distances_of_trees_sum_over_leaves(distance):
     a, b = (Gaussian(randoms(seed, 4), covariance(seed)) for seed in (1, 2))
     leaves = distance(a.mean, b.mean) + distance(a.covariance, b.covariance)
@@ -423,6 +425,13 @@ def test_total_variation_is_squared_by_default():
     close(losses.total_variation(randoms()), oracle_total_variation(randoms(), 2), rtol=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.3, 0.5, 1, 1.0, 1.5])
+def test_isotropic_variation_of_a_flat_image(gamma):
+    value, grad = jax.value_and_grad(lambda x: losses.isotropic_variation(x, gamma=gamma))(jnp.full((6, 5, 3), 0.3))
+    assert 0 <= value < 1e-3
+    close(grad, 0, atol=1e-9)
+
+
 @pytest.mark.parametrize("power", [1, 1.0, 1.5, 2, 2.0])
 def test_total_variation_of_a_flat_picture(power):
     value, grad = jax.value_and_grad(lambda x: losses.total_variation(x, power=power))(jnp.full((6, 5, 3), 0.3))
@@ -550,6 +559,7 @@ def test_an_origin_near_the_mean_keeps_covariances_exact():
 
 # Under jit, grad and vmap
 
+FILES = (losses.__name__, roots.__name__)
 MASK = np.random.default_rng(5).uniform(size=(5, 7))
 OTHER, B = randoms(9), Gaussian(randoms(9, 4), covariance(9))
 CASES = {
@@ -561,10 +571,17 @@ CASES = {
     "swag": lambda x: losses.swag(x, mask=MASK, temperature=2.0),
     "mse": lambda x: losses.mse(x, OTHER),
     "charbonnier": lambda x: losses.charbonnier(x, OTHER),
+    "squares": lambda x: losses.squares(x, OTHER),
+    "half_squares": lambda x: losses.half_squares(x, OTHER),
+    "frobenius": lambda x: losses.frobenius(x, OTHER),
+    "root": lambda x: roots.root(jnp.sum(x**2)),
+    "sqrtm-trace": lambda x: roots.trace_sqrtm(losses.gaussian(x).covariance),
     "wasserstein2": lambda x: losses.wasserstein2(losses.gaussian(x), B),
     "with_root": lambda x: losses.with_root(losses.gaussian(x)),
-    "sqrtm": lambda x: losses.sqrtm(losses.gaussian(x).covariance),
+    "sqrtm": lambda x: roots.sqrtm(losses.gaussian(x).covariance),
     "total_variation": losses.total_variation,
+    "isotropic_variation": losses.isotropic_variation,
+    "isotropic_variation-1": lambda x: losses.isotropic_variation(x, gamma=1),
     "laplacian": lambda x: losses.laplacian(x, pool=2),
     "layerwise": lambda x: losses.layerwise({"a": x}, {"a": losses.gram(OTHER)}),
     "content": lambda x: losses.content({"a": x}, {"a": OTHER}),
@@ -579,8 +596,8 @@ CASES = {
 def test_every_public_function_has_a_case():
     functions = {
         name
-        for name, each in vars(losses).items()
-        if inspect.isfunction(each) and each.__module__ == losses.__name__ and not name.startswith("_")
+        for name, each in (vars(losses) | vars(roots)).items()
+        if inspect.isfunction(each) and each.__module__ in FILES and not name.startswith("_")
     }
     assert functions - {"check_layers"} == {name for name in CASES if "-" not in name}
 

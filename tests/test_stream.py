@@ -54,6 +54,13 @@ CASES = {
     "odd": ((97, 51), GRAM, {"edge": "replicate"}, 16),
     "masks": ((97, 51), WASSERSTEIN, {"masked": True}, 48),
     "charbonnier": ((80, 33), MOMENTS, {"masked": True, "edge": "replicate"}, 32),
+    "sums of squares": (
+        (65, 40),
+        GRAM | {"content_distance": losses.half_squares, "style_distance": losses.squares},
+        {},
+        32,
+    ),
+    "norms": ((65, 40), GRAM | {"content_distance": losses.frobenius, "style_distance": losses.frobenius}, {}, 32),
     "lower than a strip": ((40, 64), GRAM, {"pool": vgg.average_pool}, 48),
     "a row too many": ((65, 40), WASSERSTEIN, {"edge": "replicate"}, 64),
 }

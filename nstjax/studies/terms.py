@@ -18,6 +18,7 @@ EVERY = dict.fromkeys(LAYERS, 1.0)
 SOME = dict.fromkeys(LAYERS[:4], 1.0)  # cells of block 5 would be too small
 CROWSON = dict(zip(LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
 AUGUSTINS = dict(zip(LAYERS, np.array([0.2, 0.2, 0.4, 0.2, 0.0]) / 4, strict=True))  # a quarter: Gatys 2015, eq. 4
+JOHNSON = "relu2_2"  # of VGG-16, whose activations Johnson's feature loss compares (arXiv 1603.08155, section 4.1)
 CELLS = 4  # cells of a side, in which statistics are taken patch by patch
 
 
@@ -55,6 +56,11 @@ def _half_squares(x: dict[str, Any], _: Image, target: dict[str, Any]) -> Any:
     return sum(((x["vgg19"][name] - y) ** 2).sum() / 2 for name, y in target.items())
 
 
+def _johnson(x: dict[str, Any], _: Image, target: dict[str, Any]) -> Any:
+    """Johnson 2016, eq. 2."""
+    return losses.content(x["vgg16"], target)
+
+
 def _lpips_of(scene: Scene) -> dict[str, Any]:
     return {"of": {name: scene.kept["vgg16"][name] for name in metrics.LPIPS_LAYERS}, "heads": scene.heads}
 
@@ -82,20 +88,23 @@ def _everywhere(x: Activations) -> Any:
     return jnp.broadcast_to(losses.gram(x), (CELLS**2, x.shape[2], x.shape[2]))
 
 
-def _tv(power: float) -> Term:
-    return Term("change", lambda x, image, _: losses.total_variation(image, power=power))
+def _prior(of_image: Callable[[Image], Any]) -> Term:
+    return Term("change", lambda x, image, _: of_image(image))
 
 
 _cells = partial(patches.patchwise, statistic=losses.gram, grid=CELLS)
 TERMS = {
     "content": _content(losses.mse),
     "content_charbonnier": _content(losses.charbonnier),
+    "content_frobenius": _content(losses.frobenius),
+    "johnson": Term("keep", _johnson, lambda s: {JOHNSON: s.kept["vgg16"][JOHNSON]}),
     "perceptual": Term("keep", lambda x, _, t: losses.lpips(x["vgg16"], t["of"], heads=t["heads"]), _lpips_of),
     "laplacian": Term(
         "keep", lambda x, image, t: losses.mse(losses.laplacian(image), t), lambda s: losses.laplacian(s.content)
     ),
     "style": _style(losses.gram),
     "style_charbonnier": _style(losses.gram, losses.charbonnier),
+    "style_frobenius": _style(losses.gram, losses.frobenius),
     "cells": _style(_cells, layers=SOME, target=_everywhere),
     "composition": _style(_cells, layers=SOME),
     "nearest": _style(losses.activations, patches.nearest, layers={"relu3_1": 1.0, "relu4_1": 1.0}),
@@ -103,9 +112,10 @@ TERMS = {
         losses.gaussian, losses.wasserstein2, layers=CROWSON, target=lambda x: losses.with_root(losses.gaussian(x))
     ),
     "reconstruction": Term("change", lambda x, image, t: losses.mse(image, t), lambda s: s.reference),
-    "tv2": _tv(2.0),
-    "tv1.25": _tv(1.25),
-    "tv1": _tv(1.0),
+    "tv power 2": _prior(losses.total_variation),
+    "tv power 1.25": _prior(partial(losses.total_variation, power=1.25)),
+    "tv power 1": _prior(partial(losses.total_variation, power=1.0)),
+    "tv isotropic": _prior(partial(losses.isotropic_variation, gamma=0.5)),
     # Gatys 2015, eq. 1 and 5, as Augustins weighs them.
     "gatys_content": Term("raw", _half_squares, _content_of),
     "gatys_style": _style(partial(losses.gram, normalization="hw"), layers=AUGUSTINS, kind="raw"),
