@@ -69,7 +69,7 @@ def main(
         net="adain",
         inputs=(jax.jit(adain.encode)(params, shown),),
         loss=adain.loss(decoder),
-        transformation=optax.adam(lambda step: decay(step) / (1 + 5e-5 * step)),
+        transformation=optax.adam(lambda step: decay(step) / (1 + 5e-5 * step), flags.beta1, flags.beta2),
         stream=partial(_pairs, photos, paintings, flags=flags),
         targets=targets,
         sample=sample,

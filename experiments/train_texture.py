@@ -87,7 +87,7 @@ def main(
         net=net,
         inputs=(noise[0], photos),
         loss=train.perceptual(forward, vgg.features),
-        transformation=optax.adam(_decayed(flags.learning_rate, flags.steps)),
+        transformation=optax.adam(_decayed(flags.learning_rate, flags.steps), flags.beta1, flags.beta2),
         stream=stream,
         targets=training.targets(painting, network=flags.network, weights=weights, **layers),
         sample=sample,

@@ -20,11 +20,12 @@ import jax
 import optax
 import tyro
 
-from nstjax import command, images, losses, nets, train, training
+from nstjax import command, images, nets, recipes, train, training
 from nstjax.features import vgg
 from nstjax.weights import PICTURES
 
-# Johnson's layers. His paper sums over the entries of the Gram matrices; his code, as here, takes their mean.
+# Johnson's layers. His paper sums over the entries of the Gram matrices (--style-distance squares); his code, as this
+# by default, takes their mean.
 CONTENT_LAYERS = {"relu2_2": 1.0}
 STYLE_LAYERS = {"relu1_2": 1.0, "relu2_2": 1.0, "relu3_3": 1.0, "relu4_3": 1.0}
 DEFAULTS = training.Flags()
@@ -39,7 +40,8 @@ def main(
     content_weight: float = 1.0,
     style_weight: float = 2.5,
     tv_weight: float = 1e5,
-    distance: Literal["mse", "charbonnier"] = "mse",
+    content_distance: recipes.DistanceName = "mse",
+    style_distance: recipes.DistanceName = "mse",
     final_rate: float = 1.0,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
 ) -> None:
@@ -53,28 +55,29 @@ def main(
         content_weight: of the content loss.
         style_weight: of the style loss.
         tv_weight: of the total variation.
-        distance: of activations and Gram matrices (Pandey's Charbonnier).
+        content_distance: of activations; charbonnier is Pandey's.
+        style_distance: of Gram matrices; squares is Johnson's paper, whose sums need a smaller --style-weight.
         final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
         flags: those of every training command.
     """
     weights = {"content": content_weight, "style": style_weight, "tv": tv_weight}
     own = {f"{name}_weight": weight for name, weight in weights.items()} | {"final_rate": final_rate}
-    about = training.start(
-        flags, inputs=(style, data), style=style, net=net, style_size=style_size, distance=distance, **own
-    )
+    named = {"content_distance": content_distance, "style_distance": style_distance}
+    about = training.start(flags, inputs=(style, data), style=style, net=net, style_size=style_size, **named, **own)
     painting = images.load(style, size=style_size, minimum=32)
     source = training.source(data, flags)
     photos = training.examples(source, flags.crop)
     layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
     forward = train.forward(training.for_training(nets.NETS[net]), lambda batch, keys: (batch,))
-    compare = {"mse": losses.mse, "charbonnier": losses.charbonnier}[distance]
+    distances = {name: recipes.DISTANCES[distance] for name, distance in named.items()}
+    rate = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)
     paint = jax.jit(nets.NETS[net].apply)
     training.run(
         flags,
         net=net,
         inputs=(photos,),
-        loss=train.perceptual(forward, vgg.features, content_distance=compare, style_distance=compare),
-        transformation=optax.adam(optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)),
+        loss=train.perceptual(forward, vgg.features, **distances),
+        transformation=optax.adam(rate, flags.beta1, flags.beta2),
         stream=partial(training.stream, source, flags=flags),
         targets=training.targets(painting, network=flags.network, weights=weights, **layers),
         sample=lambda variables: training.sheet(photos, paint(variables, photos)),

@@ -41,6 +41,10 @@ class Flags(NamedTuple):
     """training steps."""
     learning_rate: float = 1e-3
     """Adam's, at the start."""
+    beta1: float = 0.9
+    """decay of Adam's mean of gradients, from 0 to under 1."""
+    beta2: float = 0.999
+    """decay of Adam's mean of squared gradients, from 0 to under 1."""
     seed: int = 0
     """of the first parameters and of the data's order, from 0 to 4294967295."""
     checkpoint_dir: Path = Path("checkpoints")
@@ -81,6 +85,9 @@ def start(flags: Flags, *, inputs: Sequence[str | PathLike[str]] = (), **more: A
     """
     for name in ("count", "crop", "batch_size", "steps", "learning_rate", "checkpoint_every"):
         terminal.check_positive(name, getattr(flags, name))
+    for name in ("beta1", "beta2"):
+        if not 0 <= getattr(flags, name) < 1:
+            raise InputError(f"{getattr(flags, name)}: give a number of at least 0 and under 1", argument=name)
     for name, value in more.items():
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             raise InputError(f"{value}: give a number, at least 0", argument=name)

@@ -548,7 +548,7 @@ def prepared(monkeypatch, tmp_path, contents):
     builder = SimpleNamespace(version="1.1.0", as_data_source=lambda *_, **__: [{"image": each} for each in contents])
     tfds = SimpleNamespace(builder_from_directory=lambda _: builder, decode=SimpleNamespace(SkipDecoding=lambda: None))
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", tfds)
-    monkeypatch.setattr(training, "_prepared", lambda root: [root])
+    monkeypatch.setattr(training, "prepared", lambda root, split: [root])
     return training.coco(tmp_path)
 
 

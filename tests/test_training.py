@@ -195,6 +195,8 @@ BAD = {
     "no steps": ("transform", ["--steps", "0"], "--steps"),
     "a batch that does not divide": ("transform", ["--batch-size", "3"], "--batch-size"),
     "tiny crop": ("texture", ["--crop", "8"], "--crop"),
+    "mean of all gradients": ("transform", ["--beta1", "1"], "--beta1"),
+    "negative decay": ("adain", ["--beta2", "-0.1"], "--beta2"),
     "rate that is no number": ("transform", ["--learning-rate", "nan"], "--learning-rate"),
     "negative weight": ("adain", ["--style-weight", "-1"], "--style-weight"),
     "no such data": ("transform", ["--data", "nowhere"], "nowhere"),
