@@ -99,8 +99,9 @@ def main(
     params = features.load("vgg19", weights, layers=tuple(dict.fromkeys((*layers, *more))), like=image)
     about = {"size": size, "seed": settings.seed} | ({"recipe": recipe} if recipe else {})
     about |= runner.sources(content_image=content, style_image=style, weights=weights)
+    cycles = max(1, steps // augustins.CYCLE)
     if recipe:
-        first, data, methods = his(params, originals, settings.seed, steps)
+        first, data, methods = his(params, originals, settings.seed, cycles)
     else:
         first, data, methods = ours(params, originals, settings.seed, steps, step)
 
@@ -121,7 +122,7 @@ def main(
             runs = [run_of(task, method, among) for task in tasks]
             programs.append(runner.Program(method.solver, method.steps(tasks[0]), image.shape[:2], runs))
     if recipe:
-        programs += augustins.transfers(params, pairs, seed=settings.seed, steps=steps, about=about)
+        programs += augustins.transfers(params, pairs, seed=settings.seed, cycles=cycles, about=about)
     results = runner.run(settings, programs, measure=measure)
     reconstructions.write(settings, results, originals, first, layers)
 
@@ -140,7 +141,7 @@ def ours(params, originals, seed, steps, step):
     return first, lambda method, task, among: data(task, among), methods
 
 
-def his(params, originals, seed, steps):
+def his(params, originals, seed, cycles):
     """Augustins's recipe, as that of `ours`. He reconstructs styles by L-BFGS alone, and all from single layers."""
     objective, targets = augustins.losses_of()
     data = partial(prepared, jax.jit(targets), params, originals, lambda x: 1.0)
@@ -156,7 +157,7 @@ def his(params, originals, seed, steps):
         takes=lambda task: task.of == "content",
     )
     whole = Method(
-        LBFGS, augustins.lbfgs(objective), lambda task: 1.0, lambda task: steps, lambda task: len(task.layers) == 1
+        LBFGS, augustins.lbfgs(objective), lambda task: 1.0, lambda task: cycles + 1, lambda task: len(task.layers) == 1
     )
     first = augustins.start(params, originals["content"], seed)
     with_step = lambda method, task, among: data(task, among) | {"step": jnp.float32(method.rate(task))}  # noqa: E731

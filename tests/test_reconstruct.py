@@ -66,3 +66,22 @@ def test_bad_input_is_refused_in_one_line_before_any_work(run, tmp_path, capsys,
     (tmp_path / "file").write_text("")
     given = [part.format(file=tmp_path / "file") for part in given]
     assert_refused(partial(run, *given), told, capsys, monkeypatch)
+
+
+def test_augustins_recipe_has_his_steps_and_transfers(run):
+    folder = run("--recipe", "augustins", "--steps", 20)
+    table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
+    plain = {f"content of {name}, gradient descent": row for name, row in {"relu1_1": "20", "relu2_1": "50"}.items()}
+    assert {name: str(int(table[name]["evaluations"]) - 1) for name in plain} == plain
+    assert {row["step"] for name, row in table.items() if name in plain} == {"0.01", "0.0001"}
+    transfers = [name for name in table if name.startswith("transfer")]
+    assert len(transfers) == 6 and len(table) == 2 + 4 + 6
+    assert {table[name]["size"] for name in transfers} == {"32", "64"}
+    assert all(float(table[name]["content_distance"]) > 0 for name in transfers)
+    assert (folder / "card.html").read_text().count("<img src=") == 2 * 2 + 6 + 6 * 2
+    assert images.load(folder / "sheet.png").std() > 0.1
+
+
+def test_augustins_recipe_takes_no_step_size(run, capsys, monkeypatch):
+    given = ["--recipe", "augustins", "--step", "0.1"]
+    assert_refused(partial(run, *given), "--step: would change nothing", capsys, monkeypatch)

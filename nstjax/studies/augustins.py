@@ -6,7 +6,7 @@ Images may leave [0, 1] on the way, as his do; they are clipped when they are sa
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from nstjax import losses, metrics, objectives, solvers
+from nstjax import losses, metrics, objectives, optional, solvers
 from nstjax.features import vgg
 from nstjax.objectives import Objective
 from nstjax.studies import runner
@@ -49,8 +49,6 @@ TABLE = {
     "relu5_4": Descent(50, 1e-5),
 }
 CYCLE = 20  # evaluations: maxfun in the example of Keras that he starts from; the code that he prints sets none
-CYCLES = 5  # of a reconstruction
-MEMORY = 10  # pairs of L-BFGS, SciPy's default
 
 
 def squares(a: Any, b: Any) -> Any:
@@ -98,32 +96,37 @@ def descent(objective: Objective) -> solvers.Solver:
     return solvers.Solver(init, step)
 
 
-class CycleState(NamedTuple):
-    """A solver's state, and how many evaluations its cycle has had."""
+def lbfgs(objective: Objective) -> runner.Optimize:
+    """Return SciPy's L-BFGS in cycles: each calls it anew, from the image that the last one returned.
 
-    inner: Any
-    evaluations: Any
+    Its line search is needed: at a gray image the loss of Gram matrices curves downwards, and others crawl there.
+    It runs in float64, the loss and its gradient in float32 as his; the variable is the network's. The image after n
+    cycles is item n + 1 of what it yields, after the first image; "evaluations" counts those of the loss.
+    """
+    evaluate = jax.jit(jax.value_and_grad(objective, has_aux=True))
+
+    def run(image: Image, data: Any, *, steps: int) -> Iterator[tuple[int, Image, dict[str, Any]]]:
+        optimize = optional.needed("scipy.optimize", "--recipe augustins", "scipy")
+        count = 0
+
+        def loss(x: Any) -> tuple[float, Any]:
+            nonlocal count
+            count += 1
+            (value, _), grad = evaluate(jnp.asarray(x.reshape(image.shape) / 255, jnp.float32), data)
+            return float(value), np.asarray(grad, np.float64).ravel() / 255
+
+        x = 255 * np.asarray(image, np.float64).ravel()
+        value, _ = loss(x)
+        for step in range(1, steps + 1):
+            yield step, (x.reshape(image.shape) / 255).astype(np.float32), _terms(value, count)
+            if step < steps:
+                x, value, _ = optimize.fmin_l_bfgs_b(loss, x, maxfun=CYCLE)
+
+    return run
 
 
-def cycles(solver: solvers.Solver, *, every: int = CYCLE) -> solvers.Solver:
-    """A solver that forgets its memory after `every` evaluations, as one that is called anew."""
-
-    def init(image: Any, data: Any) -> CycleState:
-        return CycleState(solver.init(image, data), jnp.zeros((), int))
-
-    def step(image: Any, state: CycleState, data: Any) -> tuple[Any, CycleState, dict[str, Any]]:
-        anew = state.evaluations == every
-        inner = jax.tree.map(partial(jnp.where, anew), solver.init(image, data), state.inner)
-        image, inner, terms = solver.step(image, inner, data)
-        return image, CycleState(inner, jnp.where(anew, 0, state.evaluations) + 1), terms
-
-    return solvers.Solver(init, step, lambda image, state: solver.result(image, state.inner))
-
-
-def lbfgs(objective: Objective, *, learning_rate: float = 1.0) -> solvers.Solver:
-    """Return L-BFGS in cycles, with SciPy's memory, without projection."""
-    free: Callable[[Any], Any] = lambda image: image  # noqa: E731
-    return cycles(solvers.lbfgs(objective, history=MEMORY, learning_rate=learning_rate, project=free))
+def _terms(value: float, count: int) -> dict[str, Any]:
+    return {"loss": value, "failures": 0, "evaluations": count}
 
 
 # Style transfer: content of conv4_2 ("after the ReLU" in Keras), and his weights of the first layers of the blocks.
@@ -135,21 +138,22 @@ Pair = tuple[Image, Image]  # content and style image of one shape
 
 
 def transfers(
-    params: vgg.Params, pairs: Mapping[int, Pair], *, seed: int, steps: int, about: dict[str, Any]
+    params: vgg.Params, pairs: Mapping[int, Pair], *, seed: int, cycles: int, about: dict[str, Any]
 ) -> Iterator[runner.Program]:
     """Yield his style transfers, with each alpha as the weight of the content, and of the style, the other being 1.
 
     Args:
         pairs: {times: images}, of the sizes in `ALPHAS`.
-        steps: of 5 cycles, whose images are kept; there are 10.
+        cycles: after which images are kept; there are twice as many.
         about: what else the images depend on, for their configurations.
     """
     objective, targets = losses_of()
+    targets, optimize = jax.jit(targets), lbfgs(objective)
     layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
 
     def prepare(pair: Pair, weights: dict[str, float]) -> tuple[Image, dict[str, Any]]:
         content, style = pair
-        data = jax.jit(targets)(params, content, [objectives.Style(style)], weights=weights, **layers)
+        data = targets(params, content, [objectives.Style(style)], weights=weights, **layers)
         return start(params, content, seed), data
 
     for times, pair in pairs.items():
@@ -161,12 +165,17 @@ def transfers(
             weights = {"content": 1.0, "style": 1.0, of: alpha}
             name = f"transfer at {side} px, alpha {alpha:g} times the {of}"
             runs.append(runner.Run(name, about | own | {"size": side}, partial(prepare, pair, weights)))
-        yield runner.Program(lbfgs(objective), 2 * steps, (height, width), runs, keep=(steps,))
+        yield runner.Program(optimize, 2 * cycles + 1, (height, width), runs, keep=(cycles + 1,))
 
 
 def distances(params: vgg.Params, image: Image, pair: Pair) -> dict[str, float]:
     """How far a transfer is from the content (1 is a blank) and from the style (1 is the content image)."""
-    content, style = pair
-    apart = metrics.content_distance(vgg.features, params, image, content)
-    styled = metrics.style_distance(vgg.features, params, image, style, content, layers=tuple(STYLE_LAYERS))
-    return {"content_distance": float(apart), "style_distance": float(styled)}
+    return {name: float(value) for name, value in _distances(params, image, *pair).items()}
+
+
+@jax.jit
+def _distances(params: vgg.Params, image: Image, content: Image, style: Image) -> dict[str, Any]:
+    extract, layers = vgg.features, tuple(STYLE_LAYERS)
+    apart = metrics.content_distance(extract, params, image, content)
+    styled = metrics.style_distance(extract, params, image, style, content, layers=layers)
+    return {"content_distance": apart, "style_distance": styled}

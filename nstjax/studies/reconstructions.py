@@ -35,7 +35,7 @@ AUGUSTINS = {
     "style": "Sums of squared differences of Gram matrices, by L-BFGS in cycles of 20 evaluations. Left is the part of "
     "the first loss that remains.",
     "transfer": "Content of relu4_2 and Augustins’s weights of the styles, his α as the weight of the one or of the "
-    "other, after 5 cycles (left of each) and 10. Content is the distance from the content image, where 1 is a blank "
+    "other, in the middle and at the end. Content is the distance from the content image, where 1 is a blank "
     "and unrelated images have about 2; style that from the style image, where 1 is the content image.",
 }
 Singles = Mapping[tuple[str, str, str], Result]  # {(what it is of, layer, method): result}
@@ -139,7 +139,9 @@ def _moment(result: Result, step: int) -> cards.Thumbnail:
     found = next((moment for moment in result.moments if moment["step"] == step), result.figures)
     figures = f"content {short(found['content_distance'])}, style {short(found['style_distance'])}"
     last = step == result.steps[-1]
-    return cards.Thumbnail(result.image(None if last else step), f"{step} evaluations", figures)
+    return cards.Thumbnail(
+        result.image(None if last else step), "after all cycles" if last else f"after {step - 1} cycles", figures
+    )
 
 
 def _short(result: Result) -> str:

@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ from nstjax.typing import Image, Images
 
 PIXEL_BYTES = 5000  # memory that a run takes for each pixel of its image
 MOST_TOGETHER = {"cpu": 4}  # runs that are optimized together at most, by backend
+# (first image, data, steps=) -> (step from 1, image, terms): what optimizes one image by itself, as `solvers.run` does.
+# Where a step evaluates the loss more than once, the terms have "evaluations", how many there were until then.
+Optimize = Callable[..., Iterator[tuple[int, Image, dict[str, Any]]]]
 Figures = dict[str, Any]  # {figure: number, or None where there is none}
 
 
@@ -46,7 +50,7 @@ class Run(NamedTuple):
 class Program(NamedTuple):
     """Runs that share a compiled program: images of one shape, data of one structure."""
 
-    solver: solvers.Solver
+    solver: solvers.Solver | Optimize
     steps: int
     shape: tuple[int, int]  # height and width of the images
     runs: Sequence[Run]
@@ -141,10 +145,10 @@ def run(
     with terminal.stop_signals() as stopped, bar:
         for program in programs:
             missing = [each for each in program.runs if each.name not in results]
-            together = solvers.batched(program.solver)
+            own = program.solver
             for group in memory.groups(missing, _most(program, settings)) if missing else []:
                 if not stopped():
-                    solver = together if len(group) > 1 else program.solver
+                    solver = solvers.batched(own) if isinstance(own, solvers.Solver) and len(group) > 1 else own
                     now = _optimize(solver, program, group, paths, measure, bar, stopped)
                     results |= {result.name: result for result in now}
     if stopped() and len(results) < len(runs):
@@ -156,13 +160,15 @@ def run(
 
 def _most(program: Program, settings: Settings) -> int:
     """How many runs may be optimized together."""
+    if not isinstance(program.solver, solvers.Solver):
+        return 1
     limit = settings.memory_limit * 1e9 if settings.memory_limit else 0.7 * memory.available()
     fitting = int(limit / (PIXEL_BYTES * math.prod(program.shape)))
     return max(1, min(fitting, MOST_TOGETHER.get(jax.default_backend(), 64)))
 
 
 def _optimize(
-    solver: solvers.Solver,
+    solver: solvers.Solver | Optimize,
     program: Program,
     group: list[Run],
     paths: dict[str, Path],
@@ -186,8 +192,9 @@ def _optimize(
     if 0 in program.keep:
         keep(0, first)
     last = first
+    run = partial(solvers.run, solver) if isinstance(solver, solvers.Solver) else solver
     try:
-        for seconds, (step, pixels, terms) in _timed(solvers.run(solver, first, data, steps=program.steps)):
+        for seconds, (step, pixels, terms) in _timed(run(first, data, steps=program.steps)):
             last = pixels
             curve.append({"evaluations": step, "seconds": seconds / len(group)} | terms)
             bar.update(len(runs))
@@ -233,7 +240,7 @@ def _last(curve: dict[str, list]) -> Figures:
     good = [row for row, failures in enumerate(curve["failures"]) if not failures]
     terms = {name: values for name, values in curve.items() if name not in ("seconds", "failures")}
     last = {name: values[good[-1]] if good else None for name, values in terms.items()}
-    return last | {"evaluations": len(curve["evaluations"])}
+    return last | {"evaluations": curve["evaluations"][-1]}
 
 
 def _whole(each: Run, program: Program) -> dict:
