@@ -88,10 +88,7 @@ def main(
     sizes, evaluations = ((128, 64), (100, 20)) if recipe else ((192, 64), (200, 25))
     size, steps = start(settings, size=sizes, steps=evaluations, inputs=[content, style, weights], step=step)
     terminal.check_effect(["step"] if step != STEP else [], ("step", bool(recipe), "the recipe has its own step sizes"))
-    layers = tuple(dict.fromkeys(layers or (QUICK if settings.quick else LAYERS)))
-    for name in layers:
-        if name not in PLACES:
-            raise InputError(f"no layer {name!r} in vgg19; it has {', '.join(PLACES)}", argument="layers")
+    layers = checked(layers or (QUICK if settings.quick else LAYERS))
     pairs = {times: pair_of(content, style, times * size) for times in ((1, 2) if recipe else (1,))}
     originals = dict(zip(("content", "style"), pairs[1], strict=True))
     image = originals["content"]
@@ -125,6 +122,14 @@ def main(
         programs += augustins.transfers(params, pairs, seed=settings.seed, cycles=cycles, about=about)
     results = runner.run(settings, programs, measure=measure)
     reconstructions.write(settings, results, originals, first, layers)
+
+
+def checked(layers):
+    """The layers without repetitions. Raises InputError for one that VGG-19 does not have."""
+    for name in layers:
+        if name not in PLACES:
+            raise InputError(f"no layer {name!r} in vgg19; it has {', '.join(PLACES)}", argument="layers")
+    return tuple(dict.fromkeys(layers))
 
 
 def ours(params, originals, seed, steps, step):
