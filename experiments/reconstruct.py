@@ -91,9 +91,8 @@ def main(
     layers = checked(layers or (QUICK if settings.quick else LAYERS))
     pairs = {times: pair_of(content, style, times * size) for times in ((1, 2) if recipe else (1,))}
     originals = dict(zip(("content", "style"), pairs[1], strict=True))
-    image = originals["content"]
-    more = augustins.LAYERS if recipe else ()
-    params = features.load("vgg19", weights, layers=tuple(dict.fromkeys((*layers, *more))), like=image)
+    image, every = originals["content"], (*layers, *(augustins.LAYERS if recipe else ()))
+    params = features.load("vgg19", weights, layers=tuple(dict.fromkeys(every)), like=image)
     about = {"size": size, "seed": settings.seed} | ({"recipe": recipe} if recipe else {})
     about |= runner.sources(content_image=content, style_image=style, weights=weights)
     cycles = max(1, steps // augustins.CYCLE)
