@@ -79,8 +79,7 @@ def main(
         style: the style image, cropped to the content image's shape.
         recipe: augustins: his start, losses and step sizes, L-BFGS in cycles of 20 evaluations (5 of them unless
             --steps is given), and style transfer with his weights, up to twice the size.
-        layers: by default all 16 relu layers; with --quick three of them. conv layers are those before the
-            ReLU.
+        layers: by default all 16 relu layers; with --quick three of them. conv layers are those before the ReLU.
         step: of gradient descent: mean change of pixels at the first step.
         weights: bundled, keras or torchvision (downloaded), or a file.
         settings: those of every study.
@@ -88,15 +87,12 @@ def main(
     sizes, evaluations = ((128, 64), (100, 20)) if recipe else ((192, 64), (200, 25))
     size, steps = start(settings, size=sizes, steps=evaluations, inputs=[content, style, weights], step=step)
     terminal.check_effect(["step"] if step != STEP else [], ("step", bool(recipe), "the recipe has its own step sizes"))
-    layers = tuple(dict.fromkeys(layers or (QUICK if settings.quick else LAYERS)))
-    for name in layers:
-        if name not in PLACES:
-            raise InputError(f"no layer {name!r} in vgg19; it has {', '.join(PLACES)}", argument="layers")
+    layers = chosen(layers, settings.quick)
     pairs = {times: pair_of(content, style, times * size) for times in ((1, 2) if recipe else (1,))}
     originals = dict(zip(("content", "style"), pairs[1], strict=True))
     image = originals["content"]
-    more = augustins.LAYERS if recipe else ()
-    params = features.load("vgg19", weights, layers=tuple(dict.fromkeys((*layers, *more))), like=image)
+    needed = (*layers, *(augustins.LAYERS if recipe else ()))
+    params = features.load("vgg19", weights, layers=tuple(dict.fromkeys(needed)), like=image)
     about = {"size": size, "seed": settings.seed} | ({"recipe": recipe} if recipe else {})
     about |= runner.sources(content_image=content, style_image=style, weights=weights)
     cycles = max(1, steps // augustins.CYCLE)
@@ -125,6 +121,15 @@ def main(
         programs += augustins.transfers(params, pairs, seed=settings.seed, cycles=cycles, about=about)
     results = runner.run(settings, programs, measure=measure)
     reconstructions.write(settings, results, originals, first, layers)
+
+
+def chosen(layers, quick):
+    """The layers asked for, or the default ones, each once. Raises InputError for one that VGG-19 does not have."""
+    layers = tuple(dict.fromkeys(layers or (QUICK if quick else LAYERS)))
+    for name in layers:
+        if name not in PLACES:
+            raise InputError(f"no layer {name!r} in vgg19; it has {', '.join(PLACES)}", argument="layers")
+    return layers
 
 
 def ours(params, originals, seed, steps, step):
