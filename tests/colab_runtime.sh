@@ -14,5 +14,5 @@ before=$(versions)
 COLAB_PYTHON="$folder/runtime/bin/python" COLAB_WHEEL=$(ls "$folder"/nstjax-*.whl) python -m pytest -n 0 -v tests/test_colab.py
 "$folder/runtime/bin/pip" check
 [ "$(versions)" = "$before" ]
-! "$folder/runtime/bin/python" -c "import tensorflow" 2>/dev/null
+if "$folder/runtime/bin/python" -c "import tensorflow" 2>/dev/null; then exit 1; fi
 printf 'kept: %s\n' $before
