@@ -279,7 +279,7 @@ def test_johnsons_net_does_not_see_its_padding_in_the_residual_blocks():
 
 
 def test_an_unknown_padding_is_told():
-    with pytest.raises(ValueError, match="no padding 'reflect'; there are layers, picture"):
+    with pytest.raises(ValueError, match="no padding 'reflect'; there are layers, image"):
         jax.eval_shape(TransformNet(padding="reflect").init, jax.random.key(0), pictures(1, 8, 8))
 
 
