@@ -146,9 +146,11 @@ def run(
         for program in programs:
             missing = [each for each in program.runs if each.name not in results]
             own = program.solver
+            # One solver for all groups, as a program is compiled for each.
+            together = solvers.batched(own) if isinstance(own, solvers.Solver) else own
             for group in memory.groups(missing, _most(program, settings)) if missing else []:
                 if not stopped():
-                    solver = solvers.batched(own) if isinstance(own, solvers.Solver) and len(group) > 1 else own
+                    solver = together if len(group) > 1 else own
                     now = _optimize(solver, program, group, paths, measure, bar, stopped)
                     results |= {result.name: result for result in now}
     if stopped() and len(results) < len(runs):
