@@ -244,7 +244,4 @@ def layers_of(variant):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("ablate_features.py"):
-        tyro.cli(main)
+    terminal.run("ablate_features.py", partial(tyro.cli, main))

@@ -244,7 +244,4 @@ def write(settings, results, originals):
 
 
 if __name__ == "__main__":
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals("ablate_optimizers.py"):
-        tyro.cli(main)
+    terminal.run("ablate_optimizers.py", partial(tyro.cli, main))

@@ -143,4 +143,4 @@ def paint(flags, painting, scales, *, size):
 
 
 if __name__ == "__main__":
-    command.run("gatys.py", main)
+    terminal.run("gatys.py", main)

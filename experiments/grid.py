@@ -147,4 +147,4 @@ def sheet(done, labels):
 
 
 if __name__ == "__main__":
-    command.run("grid.py", main)
+    terminal.run("grid.py", main)

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, command, contents, images, memory, nets, styles, terminal
+from nstjax import color, contents, images, memory, nets, styles, terminal
 from nstjax.errors import InputError, printable
 from nstjax.nets import export
 from nstjax.weights import bundled_files
@@ -68,7 +68,7 @@ class Flags(NamedTuple):
 
 def main() -> None:
     flags = tyro.cli(Flags, description=Flags.__doc__)
-    given = command.named()
+    given = terminal.named()
     if flags.export:
         others = sorted(given - {"style", "output", "export"})
         terminal.check_effect(given, *((name, True, "--export writes the net and paints nothing") for name in others))
@@ -145,4 +145,4 @@ def paint(flags, plan, stylize, *, limit):
 
 
 if __name__ == "__main__":
-    command.run("stylize.py", main)
+    terminal.run("stylize.py", main)

@@ -19,7 +19,7 @@ import jax
 import optax
 import tyro
 
-from nstjax import command, features, nets, training
+from nstjax import features, nets, terminal, training
 from nstjax.features import vgg
 from nstjax.nets import adain
 
@@ -89,4 +89,4 @@ def _pairs(photos, paintings, position, *, flags):
 
 
 if __name__ == "__main__":
-    command.run("train_adain.py", partial(tyro.cli, main))
+    terminal.run("train_adain.py", partial(tyro.cli, main))

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import tyro
 
-from nstjax import command, images, nets, terminal, train, training
+from nstjax import images, nets, terminal, train, training
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import texture as textures
@@ -122,4 +122,4 @@ def _blanks(position, *, flags):
 
 
 if __name__ == "__main__":
-    command.run("train_texture.py", partial(tyro.cli, main))
+    terminal.run("train_texture.py", partial(tyro.cli, main))

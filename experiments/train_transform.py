@@ -20,7 +20,7 @@ import jax
 import optax
 import tyro
 
-from nstjax import command, images, nets, recipes, train, training
+from nstjax import images, nets, recipes, terminal, train, training
 from nstjax.features import vgg
 from nstjax.weights import PICTURES
 
@@ -87,4 +87,4 @@ def main(
 
 
 if __name__ == "__main__":
-    command.run("train_transform.py", partial(tyro.cli, main))
+    terminal.run("train_transform.py", partial(tyro.cli, main))

@@ -85,13 +85,8 @@ def parse(kind: type) -> tuple[Any, dict[str, Any]]:
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
     flags = tyro.cli(kind, default=default, description=kind.__doc__, config=config)
     every = {**flags._asdict(), **flags.common._asdict(), **flags.recipe._asdict()}
-    given = named()
+    given = terminal.named()
     return flags, {name: value for name, value in every.items() if name in given}
-
-
-def named() -> set[str]:
-    """The names of the flags on the command line, "memory_limit" for --memory-limit."""
-    return {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
 
 
 def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
@@ -188,11 +183,3 @@ def provenance() -> dict[str, str]:
         name: importlib.metadata.version(name) for name in packages
     }
     return images.MARK | {"Command": terminal.command(sys.argv), "Versions": json.dumps(versions)}
-
-
-def run(program: str, main: Callable[[], None]) -> None:
-    """Run a command's `main` with the allocator tuned, compiled programs cached, and errors in one line."""
-    terminal.tune_malloc()
-    terminal.cache_compilations()
-    with terminal.refusals(program):
-        main()

@@ -120,6 +120,11 @@ def _without_folders(argument: str) -> str:
     return flag + (PurePath(path).name or path)
 
 
+def named() -> set[str]:
+    """The names of the flags on the command line, "memory_limit" for --memory-limit."""
+    return {argument[2:].split("=")[0].replace("-", "_") for argument in sys.argv[1:] if argument.startswith("--")}
+
+
 def flag(name: str) -> str:
     """Return a parameter's name on the command line: "memory_limit" -> "--memory-limit"."""
     return "--" + name.replace("_", "-")
@@ -186,6 +191,14 @@ def refusals(program: str) -> Iterator[None]:
             line = flag(refused.argument) + line.removeprefix(refused.argument)
         print(f"{program}: {line}", file=sys.stderr)
         sys.exit(2)
+
+
+def run(program: str, main: Callable[[], None]) -> None:
+    """Run a command's `main` with the allocator tuned, compiled programs cached, and errors in one line."""
+    tune_malloc()
+    cache_compilations()
+    with refusals(program):
+        main()
 
 
 @contextlib.contextmanager
