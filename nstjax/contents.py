@@ -24,6 +24,7 @@ class Item(NamedTuple):
 
     content: Path
     output: Path
+    in_folder: bool = False  # found in a folder, not named itself
 
 
 class Plan(NamedTuple):
@@ -50,9 +51,7 @@ def plan(contents: Sequence[str], output: Path | None, *, inputs: Iterable[Path]
     """
     items = found(contents)
     # In a folder, an animated image counts as the image that its first frame is.
-    films = [
-        item for item in found([name for name in contents if not os.path.isdir(name)]) if video.recognizes(item.content)
-    ]
+    films = [item for item in items if not item.in_folder and video.recognizes(item.content)]
     if films and len(items) > 1:
         raise InputError(f"{films[0].content}: a video is painted alone; leave the rest of --content out")
     output = output or Path("stylized.mp4" if films else "stylized.png")
@@ -78,21 +77,21 @@ def found(names: Sequence[str]) -> list[Item]:
 
     Raises InputError for a name that does not exist, a pattern without matches and a folder without images.
     """
-    sources: list[tuple[Path, Path]] = []
+    items: list[Item] = []
     for name in names:
         if os.path.isdir(name):
             inside = data.listed(name)
             if not inside:
                 raise InputError(f"{name}: has no images; give a folder that has")
-            sources += [(file, file.relative_to(name).with_suffix("")) for file in inside]
+            items += [Item(file, file.relative_to(name).with_suffix(""), True) for file in inside]
             continue
         matches = [name] if os.path.lexists(name) else sorted(glob.glob(name, recursive=True))
         matches = [match for match in matches if not os.path.isdir(match)]
         if not matches:
             raise InputError(f"{name}: no such file; check --content")
-        sources += [(Path(match), Path(Path(match).stem)) for match in matches]
-    outputs = files.distinct([str(output) for _, output in sources])
-    return [Item(file, Path(f"{output}.png")) for (file, _), output in zip(sources, outputs, strict=True)]
+        items += [Item(Path(match), Path(Path(match).stem)) for match in matches]
+    outputs = files.distinct([str(item.output) for item in items])
+    return [item._replace(output=Path(f"{output}.png")) for item, output in zip(items, outputs, strict=True)]
 
 
 class Step(NamedTuple):
