@@ -48,8 +48,8 @@ def fit(
     writes, first = jax.process_index() == 0, int(state.step)
     now, saved = _restored(log, state)
     rows = [row for row in history(folder) if row["step"] <= now.state.step] if saved >= 0 else []
-    bar = tqdm(total=steps, desc="compiling", initial=int(now.state.step), unit="step", dynamic_ncols=True)
-    bar.disable = bar.disable or not writes
+    shown = {"desc": "compiling", "unit": "step", "dynamic_ncols": True, "disable": not writes}
+    bar = tqdm(total=steps, initial=int(now.state.step), **shown)
     training = train.fit(step, now, stream, data, steps=steps, every=every)
     with bar:
         try:

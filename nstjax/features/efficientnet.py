@@ -36,7 +36,7 @@ STAGES = (
     Stage(1, 3, 1, 6, 320),
 )
 STEM = 32  # channels of the first convolution
-SHARPEST = 6.0  # ReLU6
+MAXIMUM = 6.0  # of ReLU6
 
 
 def layer_names() -> tuple[str, ...]:
@@ -51,32 +51,32 @@ def features(params: Mapping[str, Any], image: Float[Array | np.ndarray, "h w 3"
     its last convolution is linear, is not. Stages are at 1/2, 1/4, 1/8, 1/16, 1/16, 1/32 and 1/32 of the image's size.
     Batch norms are part of the convolutions.
     """
-    x = _relu6(_conv(image - params["mean"], params["stem"], stride=2))
+    x = _relu6(_conv(image - params["mean"], params["stem"]))
     out = {"stem": x}
     for s, stage in enumerate(STAGES, 1):
         for i in range(stage.blocks):
-            name, y, stride = f"stage{s}_{i}", x, stage.stride if i == 0 else 1
+            name, y = f"stage{s}_{i}", x
             if f"{name}_expand" in params:
                 y = _relu6(_conv(y, params[f"{name}_expand"]))
-            y = _relu6(_conv(y, params[f"{name}_depthwise"], stride=stride))
+            y = _relu6(_conv(y, params[f"{name}_depthwise"]))
             y = _conv(y, params[f"{name}_project"])
             x = out[name] = x + y if i > 0 else y
     return out
 
 
 def _relu6(x: Float[Array, "h w c"]) -> Float[Array, "h w c"]:
-    return jnp.clip(x, 0, SHARPEST)
+    return jnp.clip(x, 0, MAXIMUM)
 
 
-def _conv(x: Float[Array, "h w in_"], p: Mapping[str, Any], *, stride: int = 1) -> Float[Array, "_ _ out"]:
-    """A convolution padded as TensorFlow's SAME: a kernel with one input channel is depthwise."""
-    kernel, bias = p.get("strided", p.get("kernel")), p["bias"]
+def _conv(x: Float[Array, "h w in_"], p: Mapping[str, Any]) -> Float[Array, "_ _ out"]:
+    """`layers.conv`, but padded as TensorFlow's SAME, and depthwise if the kernel has one input channel."""
+    kernel, stride = (p["strided"], 2) if "strided" in p else (p["kernel"], 1)
     groups = x.shape[-1] if kernel.shape[2] == 1 else 1
     dims = ("NHWC", "HWIO", "NHWC")
     y = jax.lax.conv_general_dilated(
         x[None], kernel, (stride, stride), "SAME", dimension_numbers=dims, feature_group_count=groups
     )
-    return y[0] + bias
+    return y[0] + p["bias"]
 
 
 def shapes() -> dict[str, dict[str, tuple[int, ...]]]:
