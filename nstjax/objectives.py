@@ -219,10 +219,6 @@ def combined(features: Features, terms: Mapping[str, Callable[[Any, Any, Any], A
     memory at once; larger images need `neural_style`. The objective raises ValueError for a weight whose name is not
     among the terms.
 
-    Args:
-        features: the extractor.
-        terms: {name: (features, image, target) -> number}.
-
     For instance
 
         combined(
@@ -238,6 +234,10 @@ def combined(features: Features, terms: Mapping[str, Callable[[Any, Any, Any], A
                 "tv": lambda x, image, target: losses.total_variation(image),
             },
         )
+
+    Args:
+        features: the extractor.
+        terms: {name: (features, image, target) -> number}.
     """
 
     def objective(image: Image, data: Any) -> tuple[Any, dict[str, Any]]:

@@ -25,7 +25,7 @@ CAPTIONS = {
     "The first step of gradient descent changes pixels by the mean of --step, and all steps keep that scale; --recipe "
     "augustins has Augustins’s own step sizes.",
     "style": "Gram matrices, compared by their mean squared difference. Left is the part of the noise’s loss that "
-    "remains: where strokes lie is no part of a style, so that no distance to the style image could tell.",
+    "remains: where strokes lie is not part of a style, so a distance to the style image would say nothing.",
     "many": "The Gram matrices of the first layers of blocks, up to the one named, each counting the same "
     "(the upper row of Gatys 2015, figure 1; the row of content is among those above).",
 }
