@@ -10,7 +10,8 @@ trap 'rm -rf "$folder"' EXIT
 "$folder/runtime/bin/pip" install -q "jax==0.7.2" "flax==0.11.2" matplotlib pillow
 versions() { "$folder/runtime/bin/pip" freeze | grep -E "^(jax|jaxlib|flax|numpy)=="; }
 before=$(versions)
-"$folder/runtime/bin/pip" wheel -q --no-deps --wheel-dir "$folder" .
+# From Git, as with the notebook's SOURCE; so what is not committed is not in it.
+"$folder/runtime/bin/pip" wheel -q --no-deps --wheel-dir "$folder" "nstjax @ git+file://$PWD"
 COLAB_PYTHON="$folder/runtime/bin/python" COLAB_WHEEL=$(ls "$folder"/nstjax-*.whl) python -m pytest -n 0 -v tests/test_colab.py
 "$folder/runtime/bin/pip" check
 [ "$(versions)" = "$before" ]
