@@ -115,23 +115,22 @@ def main(
     about |= runner.sources(content_image=content, style_image=style, weights=weights) | reference.about
 
     def run_of(schedule, rate):
+        every = jax.vmap(SCHEDULES[schedule](rate, steps))(jnp.arange(steps))
         own = {"schedule": schedule, "rate": rate}
-        return runner.Run(f"{schedule}, {rate:g}", own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
+        return runner.Run(f"{schedule}, {rate:g}", own | about, lambda: (first, data() | {"rates": every}))
 
-    programs = [
-        runner.Program(adam(name, objective, steps), steps, image.shape[:2], some, cycle_ends(steps)[:-1])
-        for name, some in {name: [run_of(name, rate) for rate in sorted(set(rates))] for name in SCHEDULES}.items()
-    ]
+    runs = [run_of(name, rate) for name in SCHEDULES for rate in sorted(set(rates))]
+    program = runner.Program(adam(objective), steps, image.shape[:2], runs, cycle_ends(steps)[:-1])
     compare = jax.jit(measures.to_reference)
     measure = lambda run, image: {name: float(x) for name, x in compare(image, reference.image).items()}  # noqa: E731
-    write(settings, runner.run(settings, programs, measure=measure), image, style_image, reference.image)
+    write(settings, runner.run(settings, [program], measure=measure), image, style_image, reference.image)
 
 
-def adam(schedule, objective, steps):
-    """Adam whose first rate comes with the data, so that a sweep of rates is one program."""
+def adam(objective):
+    """Adam whose rates at each step come with the data, so that all runs are one program."""
 
     def made(data):
-        return solvers.gradient(objective, optax.adam(SCHEDULES[schedule](data["rate"], steps), b2=0.99))
+        return solvers.gradient(objective, optax.adam(lambda step: data["rates"][step], b2=0.99))
 
     return solvers.Solver(lambda image, data: made(data).init(image, data), lambda *args: made(args[-1]).step(*args))
 
