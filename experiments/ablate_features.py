@@ -54,6 +54,7 @@ STAGES = "ours: after the stem and each block, as Wang’s for ResNets"
 VARIANTS = {
     "vgg19": Variant("VGG-19", "vgg19", "bundled", GATYS),
     "vgg19-average": Variant("VGG-19, average pooling", "vgg19", "bundled", GATYS, {"pool": vgg.average_pool}),
+    "vgg19-instance-norm": Variant("VGG-19, instance norm", "vgg19", "bundled", GATYS, {"norm": vgg.instance_norm}),
     "vgg16": Variant("VGG-16", "vgg16", "bundled", GATYS),
     "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", GATYS),
     "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", "ours: as deep as Gatys’s, by strides"),
@@ -64,7 +65,7 @@ VARIANTS = {
     "densenet121": Variant("DenseNet-121", "densenet121", "torchvision", STAGES),
     "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", "ours: evenly over the depth"),
 }
-VGG = Literal["vgg19", "vgg19-average", "vgg16", "vgg19-random"]
+VGG = Literal["vgg19", "vgg19-average", "vgg19-instance-norm", "vgg16", "vgg19-random"]
 Residual = Literal["efficientnet", "efficientnet-random", "resnet50", "resnet50-random"]
 Name = Literal[VGG, "squeezenet11", Residual, "densenet121", "vit_b16"]
 QUICK = ("vgg19", "vgg19-random", "squeezenet11")

@@ -128,6 +128,7 @@ def measure(
     mesh: jax.sharding.Mesh | None = None,
     pool: Callable[[Any], Array] = vgg.max_pool,
     edge: str = "zero",
+    norm: Callable[[Any], Array] | None = None,
 ) -> tuple[Sums, Activations]:
     """Return the sum over the image of what `part` gives for each layer of VGG, and the layers to `keep` as they are.
 
@@ -140,7 +141,7 @@ def measure(
             activations.
         plan: (the image's shape, layers) -> segments, such as the function of that name; None: all at once.
         mesh: split the rows over its devices instead.
-        pool, edge: see `vgg.features`.
+        pool, edge, norm: see `vgg.features`. A norm of strips, or on a mesh, raises InputError.
     """
     layers = (*maps, *keep)
     if not layers:
@@ -148,13 +149,14 @@ def measure(
     out: Sums = {}
     kept: Activations = {}
     x: Any = jnp.asarray(image)
-    block = partial(vgg.block, pool=pool, edge=edge)
     whole = segments(layers, rows=lambda blocks: None)
     chosen = whole if plan is None or mesh is not None else plan(image.shape, layers)
+    if norm is not None and (mesh is not None or any(segment.rows for segment in chosen)):
+        raise InputError("strips of rows lack statistics of whole layers; give no plan and no mesh", argument="norm")
     heights = [image.shape[0] // 2**level for level in range(6)]
     for segment in chosen:
         first, last = segment.blocks[0], segment is chosen[-1]
-        task = _Task(part, block, segment, heights[first - 1 :], last)
+        task = _Task(part, partial(vgg.block, pool=pool, edge=edge, norm=norm), segment, heights[first - 1 :], last)
         compute: Callable[..., Any]
         if mesh is not None:
             compute = partial(_on_mesh, task, mesh, _rows_of_device(heights[0], mesh) >> first - 1)
@@ -227,14 +229,12 @@ def _strip(
         here = partial(inside, level=level, halo=halo >> level)
         acts |= block(params, x, number, inside=here)
         x = acts[f"pool{number}"] = inside(acts[f"pool{number}"], level + 1, halo >> level + 1)
-    own, sums = {}, {}
-    for name in (*maps, *keep):
-        level = _level(segment, name)
-        own[name] = acts[name][halo >> level : (halo + rows) >> level]
+    at = {name: _level(segment, name) for name in (*maps, *keep)}
+    own = {name: acts[name][halo >> level : (halo + rows) >> level] for name, level in at.items()}
+    sums = {}
     for name in maps:
-        level = _level(segment, name)
-        _, valid = _rows_of(heights, rows, start, level, 0)
-        sums[name] = part(name, own[name], maps[name], valid.astype(x.dtype), heights[level])
+        _, valid = _rows_of(heights, rows, start, at[name], 0)
+        sums[name] = part(name, own[name], maps[name], valid.astype(x.dtype), heights[at[name]])
     output = None if last else x[halo >> levels : (halo + rows) >> levels]
     return sums, {name: own[name] for name in keep}, output
 

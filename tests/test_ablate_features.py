@@ -116,7 +116,7 @@ def test_judges_see_what_is_there_and_never_their_own(monkeypatch):
 
 
 def test_the_study_from_end_to_end(run, capsys):
-    chosen = ["--extractors", "vgg19", "vgg19-average", "vgg16", "resnet50"]
+    chosen = ["--extractors", "vgg19", "vgg19-average", "vgg19-instance-norm", "vgg16", "resnet50"]
     folder = run(*chosen)
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
     titles = [ablate.VARIANTS[name].name for name in chosen[1:-1]]
@@ -124,14 +124,14 @@ def test_the_study_from_end_to_end(run, capsys):
     assert all(float(row["left"]) < 1 for row in table.values())
     blank = {name for name, row in table.items() if not row["style_vgg16"]}
     assert blank == {"VGG-16", "VGG-16, SWAG"}
-    assert len({row["loss"] for row in table.values()}) == len(table)  # pooling, weights and softmax all count
+    assert len({row["loss"] for row in table.values()}) == len(table)  # pooling, norms, weights and softmax all count
     card = (folder / "card.html").read_text()
     assert "ResNet-50: https://example.org/resnet50: cannot be downloaded (no network)." in card
-    assert card.count("<img src=") == 3 + 6
+    assert card.count("<img src=") == 3 + 8
     assert images.load(folder / "sheet.png").std() > 0.1
     capsys.readouterr()
     run(*chosen)
-    assert "6 of 6 runs are done already" in capsys.readouterr().out
+    assert "8 of 8 runs are done already" in capsys.readouterr().out
 
 
 def test_one_network_alone_that_must_not_judge_itself(run):

@@ -8,6 +8,7 @@ import pytest
 from networks import narrow_vgg
 
 from nstjax import features, losses, objectives, stream
+from nstjax.errors import InputError
 from nstjax.features import vgg
 
 CONTENT, STYLE = {"relu4_2": 1.0, "pool1": 0.5}, {f"relu{i}_1": 1.0 for i in range(1, 6)} | {"pool2": 0.5}
@@ -26,7 +27,9 @@ MOMENTS = {
 }
 
 
-def loss_and_gradient(shape, recipe, *, edge="zero", pool=vgg.max_pool, masked=False, winograd=False, **options):
+def loss_and_gradient(
+    shape, recipe, *, edge="zero", pool=vgg.max_pool, norm=None, masked=False, winograd=False, **options
+):
     """Of a random picture, with two styles; options: those of `stream.measure`, none for the network at once."""
     rng = np.random.default_rng(0)
     image, content, style = (rng.uniform(size=(*s, 3)).astype(np.float32) for s in (shape, shape, (70, 45)))
@@ -35,8 +38,8 @@ def loss_and_gradient(shape, recipe, *, edge="zero", pool=vgg.max_pool, masked=F
         objectives.Style(style, mask if masked else None, region if masked else None),
         objectives.Style(style[::-1], None, 1 - region if masked else None, 0.5),
     ]
-    measure = partial(stream.measure, edge=edge, pool=pool, **options) if options else None
-    extract = partial(vgg.features, edge=edge, pool=pool)
+    measure = partial(stream.measure, edge=edge, pool=pool, norm=norm, **options) if options else None
+    extract = partial(vgg.features, edge=edge, pool=pool, norm=norm)
     objective, targets = objectives.neural_style(extract, measure=measure, **recipe)
     params = features.prepare(narrow_vgg(), winograd=winograd)
     weights = {"content": 1.0, "style": 1e3, "tv": 1.0}
@@ -89,6 +92,17 @@ def test_devices_equal_the_whole(name, devices):
     sharded, its_gradient = loss_and_gradient(shape, recipe, **options, plan=None, mesh=stream.mesh(devices))
     assert sharded == pytest.approx(loss, rel=3e-5)
     assert np.linalg.norm(its_gradient - gradient) < 3e-5 * np.linalg.norm(gradient)
+
+
+def test_a_norm_needs_whole_layers():
+    normed = partial(loss_and_gradient, (65, 40), GRAM, norm=vgg.instance_norm)
+    loss, gradient = normed()
+    at_once, its_gradient = normed(plan=None)
+    assert at_once == pytest.approx(loss, rel=3e-5) != loss_and_gradient((65, 40), GRAM)[0]
+    assert np.linalg.norm(its_gradient - gradient) < 3e-5 * np.linalg.norm(gradient)
+    for split in ({"plan": strips(32)}, {"plan": None, "mesh": stream.mesh(2)}):
+        with pytest.raises(InputError, match="norm: strips of rows lack"):
+            normed(**split)
 
 
 def test_memory_of_a_device_falls_as_devices_are_added():

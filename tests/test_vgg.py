@@ -1,5 +1,7 @@
 """VGG and its convolutions against numpy and Torch."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,6 +94,37 @@ def test_every_layer_of_the_bundled_network_equals_torch():
         error = np.abs(found[name] - x[0].permute(1, 2, 0).numpy()).max() / float(x.abs().max())
         assert error < 1e-4, (name, error)
         x = torch.relu(x)
+
+
+@pytest.mark.parametrize("winograd", [False, True])
+def test_instance_norm_before_every_relu_equals_torch(winograd):
+    torch = pytest.importorskip("torch")
+    tree, image = narrow_vgg(), np.random.default_rng(1).uniform(size=(45, 38, 3)).astype(np.float32)
+    given = torch.tensor(image, dtype=torch.float64, requires_grad=True)
+    x, before, expected = (given - torch.tensor(tree["mean"])).permute(2, 0, 1)[None], 1, {}
+    for name in (name for name in tree if name != "mean"):
+        block, i, _ = vgg.place(name)
+        if block != before:
+            x, before = torch.nn.functional.max_pool2d(x, 2), block
+        kernel, bias = (torch.tensor(tree[name][part], dtype=torch.float64) for part in ("kernel", "bias"))
+        x = expected[name] = torch.nn.functional.conv2d(x, kernel.permute(3, 2, 0, 1), bias, padding=1)
+        x = expected[f"relu{block}_{i}"] = torch.relu(torch.nn.InstanceNorm2d(x.shape[1])(x))
+    params = features.prepare(tree, winograd=winograd)
+    found = jax.jit(partial(vgg.features, norm=vgg.instance_norm))(params, image)
+    for name, y in expected.items():
+        y = y[0].permute(1, 2, 0).detach().numpy()
+        assert np.abs(found[name] - y).max() < 1e-3 * np.abs(y).max(), name
+    (expected["relu3_1"] ** 2).sum(1).amax().backward()
+    gradient = jax.grad(lambda x: (vgg.features(params, x, norm=vgg.instance_norm)["relu3_1"] ** 2).sum(2).max())(image)
+    assert np.abs(gradient - given.grad.numpy()).max() < 1e-3 * given.grad.abs().max()
+
+
+def test_instance_norm_of_a_constant_channel_is_nothing():
+    x = np.random.default_rng(0).normal(5, 3, size=(6, 7, 2)).astype(np.float32)
+    x[..., 1] = 1e3
+    y = layers.instance_norm(x)
+    np.testing.assert_allclose(y.mean((0, 1)), 0, atol=1e-5)
+    np.testing.assert_allclose(y.std((0, 1)), [1, 0], atol=1e-4)
 
 
 def test_gradients_of_relu_and_max_pool():

@@ -1,4 +1,4 @@
-"""What the extractors share: convolutions of any kernel, ReLU, pooling."""
+"""What the extractors share: convolutions of any kernel, ReLU, instance norm, pooling."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -40,6 +40,15 @@ def relu(x: Float[Array | np.ndarray, "*shape"]) -> Float[Array, "*shape"]:
 
 
 relu.defvjp(lambda x: (relu(x),) * 2, lambda y, g: (jnp.where(y > 0, g, 0),))
+
+
+def instance_norm(x: Features, *, epsilon: float = 1e-5) -> Float[Array, "h w c"]:
+    """Features with mean 0 and variance 1 in each channel (Ulyanov 2016, arXiv 1607.08022), without scale and bias.
+
+    epsilon: added to the variance, so that a constant channel becomes 0.
+    """
+    centered = jnp.asarray(x) - x.mean((0, 1))
+    return centered * jax.lax.rsqrt(jnp.square(centered).mean((0, 1)) + epsilon)
 
 
 def _quads(x: Features) -> Float[Array, "h2 2 w2 2 c"]:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from nstjax import convolve
 from nstjax.features.layers import average_pool as average_pool
+from nstjax.features.layers import instance_norm as instance_norm
 from nstjax.features.layers import max_pool as max_pool
 from nstjax.features.layers import relu
 from nstjax.weights import layouts
@@ -96,6 +97,7 @@ def features(
     *,
     pool: Callable[[Any], Array] = max_pool,
     edge: str = "zero",
+    norm: Callable[[Any], Array] | None = None,
 ) -> dict[str, Float[Array, "_ _ _"]]:
     """Return the activations {layer: [h, w, channels]} of every layer for an RGB image in [0, 1]; jit prunes.
 
@@ -104,11 +106,13 @@ def features(
         pool: `max_pool` or `average_pool`.
         edge: "replicate" continues the image past its border for the first convolution (as Crowson does); with "zero"
             the border counts as a jump to the mean color.
+        norm: applied to each convolution's output before its ReLU, such as `instance_norm`; conv1_1 etc. are the
+            outputs without it.
     """
     out: dict[str, Array] = {}
     x = image
     for number in range(1, 1 + max(place(name).block for name in params if name != "mean")):
-        out |= block(params, x, number, pool=pool, edge=edge)
+        out |= block(params, x, number, pool=pool, edge=edge, norm=norm)
         x = out[f"pool{number}"]
     return out
 
@@ -126,6 +130,7 @@ def block(
     *,
     pool: Callable[[Any], Array] = max_pool,
     edge: str = "zero",
+    norm: Callable[[Any], Array] | None = None,
     inside: Callable[[Array], Array] = lambda x: x,
 ) -> dict[str, Float[Array, "_ _ _"]]:
     """Return one block's activations {layer: [h, w, C]} from the block before's pool, or from the image for block 1.
@@ -142,7 +147,7 @@ def block(
         else:
             x = convolve.conv(inside(x - params["mean"]) if name == "conv1_1" else x, params[name])
         x = out[name] = inside(x)
-        x = out[rectified] = relu(x)
+        x = out[rectified] = relu(norm(x) if norm else x)
     return out | {f"pool{number}": pool(x)}
 
 
