@@ -57,13 +57,16 @@ def main():
     terminal.cache_compilations()
     evaluate, solver = jax.jit(objective), solvers.lbfgs(objective)
     painting = {path.stem: path for path in args.paintings.iterdir()}
-    names = args.styles or sorted(path.stem for path in (bundled_folder() / "styles").glob("*.safetensors") if path.stem in painting)
+    names = args.styles or sorted(
+        path.stem for path in (bundled_folder() / "styles").glob("*.safetensors") if path.stem in painting
+    )
     rows = []
     print("| style | content, of the optimized image's | style, of the optimized image's |\n|---|---|---|")
     for name in names:
         net, wanted = styles.load(name), images.load(painting[Path(name).stem.split("-")[0]], size=args.style_size)
         data = targets(wanted, args.style_weight)
-        cells, ratios = [(wanted, Path(name).stem)], {"content": [], "style": []}
+        cells = [(wanted, Path(name).stem)]
+        ratios: dict[str, list[float]] = {"content": [], "style": []}
         for path in args.photos:
             photo = images.load(path, size=args.size)
             own, fast = data | {"photo": photo}, net.stylize(photo)
