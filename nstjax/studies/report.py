@@ -18,6 +18,8 @@ from nstjax.studies.runner import Result
 from nstjax.studies.settings import Settings
 from nstjax.typing import Image
 
+LEFT = "part of the first loss that is left"  # name of an axis
+
 
 class Text(NamedTuple):
     """The fixed text of a card."""
@@ -88,7 +90,7 @@ def write(
         for result in results
     ]
     columns = {**table, "evaluations": "Evaluations", "seconds": "Seconds"}
-    runs = cards.table(every, columns=columns, best=best, caption="Every run. A click on a heading sorts.")
+    runs = cards.table(every, columns=columns, best=best, caption="A click on a heading sorts.")
     page = cards.page(
         text.title,
         cards.section("How to read it", text.reading),
