@@ -29,25 +29,23 @@ from nstjax.weights import PICTURES
 SETTINGS = Settings(output=Path("iterations"))
 SHOWN = 6  # images of a pair, beside the style image and AdaIN's
 LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
-COLUMNS = {"run": "Pair", "loss": "Loss", "left": "Left of it"} | measures.FIGURES | measures.REFERENCE
+COLUMNS = {"run": "Pair", "loss": "Loss", "left": "Loss left"} | measures.FIGURES | measures.REFERENCE
 TEXT = report.Text(
     "How many iterations an image needs",
-    "An image of Gatys 2015 while it is painted: how much of the content is kept, how much of the style is reached, "
-    "and from where on more work takes more than it gives.",
-    "Up to the knee, an iteration brings more style than the average one; after it, less, while more content is lost.",
+    "An image of Gatys 2015 while it is painted: how much of the content is kept, how much of the style is reached.",
+    "Up to the knee, an iteration brings more style than the average one; after it, less.",
 )
 CAPTION = (
     "From the content image on. L is LPIPS to the content image, s the style distance (1 is the content image, 0 the "
     "style image). The knee is that of style distance over iterations."
 )
-CIRCLES = "A circle is a knee, with its iteration."
+CIRCLES = "In the curves, a circle is a knee, with its iteration."
 EVERY = "Images were measured after iterations that grow by about a quarter each."
 KNEE = (
     "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
     "own (--strength). The knee is where the curve of style distance over iterations is farthest below the straight "
-    "line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an iteration gives more "
-    "than the average one, after it less. It is among the steps measured, and depends on the whole run: with more "
-    "iterations it comes later."
+    "line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011). It is among the steps "
+    "measured, and depends on the whole run: with more iterations it comes later."
 )
 
 
@@ -174,7 +172,9 @@ def write(settings, results, pairs, references):
         for name, columns in tracks.items()
         for i in range(len(columns["step"]))
     ]
-    headings = {"pair": "Pair", "step": "Iterations"} | measures.FIGURES | measures.REFERENCE
+    headings = (
+        ({"pair": "Pair"} if len(pairs) > 1 else {}) | {"step": "Iterations"} | measures.FIGURES | measures.REFERENCE
+    )
     progress = cards.beside(
         over("style_distance", y="style distance", log="xy"),
         over("lpips", y="LPIPS to the content image", log="x"),
@@ -184,7 +184,7 @@ def write(settings, results, pairs, references):
     blocks = [
         cards.section("The images", cards.gallery(lines, caption=CAPTION)),
         cards.section("Content against style", CIRCLES, cards.beside(*trade_offs)),
-        cards.section("Over iterations", CIRCLES, progress),
+        cards.section("Over iterations", progress),
         cards.section("Against AdaIN’s image", pseudo_truth.about(results), cards.beside(*against)),
         cards.section("Every step", cards.table(rows, columns=headings, caption=EVERY)),
         cards.section("How to read the figures", *measures.EXPLAINED, KNEE),

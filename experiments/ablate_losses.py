@@ -68,9 +68,9 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     "augustins": {},  # as they depend on the size, see `setups`
 }
 HEADINGS: tuple[str, ...] = ("MSE, Charbonnier, norms", "Total variation", "Weight of the style, α", "Laplacian")
-HEADINGS += ("Perceptual", "Patch-wise statistics", "Nearest patches", "Wasserstein-2", "AdaIN’s image")
-HEADINGS += ("Augustins’s weights",)
+HEADINGS += ("Perceptual", "Gram of cells", "Nearest patches", "Wasserstein-2", "AdaIN’s image", "Augustins’s weights")
 HEADING = dict(zip(GROUPS, HEADINGS, strict=True))
+QUICK: tuple[Group, ...] = ("distances", "tv", "alpha", "laplacian", "wasserstein")
 ALONE = ("perceptual", "patches", "nearest", "wasserstein")  # too slow to be compiled into the others' program
 APART = ("alpha", "augustins")  # other weights rather than other losses
 
@@ -80,9 +80,9 @@ TEXT = report.Text(
     "Compare a loss with the sweep of α where both keep as much of the content: there, less style distance is better.",
 )
 CAPTION = (
-    "c is the content distance (0 is the content image, with which every run begins, 1 a blank), s the style distance "
-    "(1 is the content image, 0 the style image)."
+    "c is the content distance (0 the content image, 1 a blank), s the style distance (1 the content image, 0 the "
 )
+CAPTION += "style image); every run begins with the content image."
 RANKS = "How many times the style distance of the sweep of α where it keeps as much of the content; – beyond the sweep."
 NEARER = "Of two points at the same content distance, the lower has more of the style."
 UNITS = "The weights, in results.json, are of losses in units of their own: the content image’s, or a blank’s."
@@ -92,7 +92,7 @@ def main(
     *,
     content: Path = PICTURES / "astronaut.jpg",
     style: Path = PICTURES / "gale.jpg",
-    groups: tuple[Group, ...] = tuple(GROUPS),
+    groups: tuple[Group, ...] | None = None,
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[Truth] = TRUTH,
     settings: tyro.conf.OmitArgPrefixes[Settings] = SETTINGS,
@@ -102,16 +102,16 @@ def main(
     Args:
         content: the content image; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: the style image.
-        groups: what to compare: distances (Pandey's), tv (Kitov's), alpha (his weight of the style), laplacian,
-            perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein, adain (its
-            image is reconstructed), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
+        groups: by default all, with --quick five: distances (Pandey's), tv (Kitov's), alpha (his weight of the style),
+            laplacian, perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein,
+            adain (its image), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
         truth: what AdaIN's image is.
         settings: those of every study.
     """
     given = [content, style, weights]
     size, steps = start(settings, truth, size=(256, 192), steps=(150, 40), inputs=given, random=False)
-    table = setups(groups, size, 1 if settings.quick else 2)
+    table = setups(groups or (QUICK if settings.quick else tuple(GROUPS)), size, 1 if settings.quick else 2)
     load = partial(images.load, minimum=32)
     pairs = {side: (load(content, size=side), load(style, size=side)) for side in {each[0] for each in table.values()}}
     source = pseudo_truth.read(truth, {pseudo_truth.pair(content, style): pairs[size]})
@@ -190,9 +190,8 @@ def write(settings, results, originals):
     def trade_off(group):
         """The sweep of α as a line, the group's images as points."""
         curve = {"sweep of α" if len(sweep) > 1 else BASELINE: [place(r) for r in sweep]}
-        points = {r.name: [place(r)] for r in rows[group]}
-        x, y = "content distance", "style distance"
-        return cards.curves(curve | points, x=x, y=y, log="xy", caption=HEADING[group])
+        curve |= {r.name: [place(r)] for r in rows[group]}
+        return cards.curves(curve, x="content distance", y="style distance", log="xy", caption=HEADING[group])
 
     def descent(group):
         lines = {r.name: r.relative() for r in [baseline, *rows[group]]}
@@ -200,10 +199,9 @@ def write(settings, results, originals):
 
     blocks = [cards.section("The images", cards.gallery(lines, caption=CAPTION))]
     if len(sweep) > 1 and others:
-        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "by moments"}
-        blocks.append(
-            cards.section("At equal content", cards.table(ranked(sweep, others), columns=columns, caption=RANKS))
-        )
+        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "Style distance by moments"}
+        ranks = cards.table(ranked(sweep, others), columns=columns, caption=RANKS)
+        blocks.append(cards.section("At equal content", ranks))
     if others:
         compared = [trade_off(group) for group in rows if group not in APART]
         blocks.append(cards.section("Content against style", NEARER, cards.beside(*compared)))

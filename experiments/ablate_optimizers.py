@@ -67,7 +67,7 @@ CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg1
 SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose images are shown
 KEPT = 24  # images of a run
 SETTINGS = Settings(output=Path("optimizers"))
-COLUMNS = {"run": "Run", "factor": "Factor", "loss": "Loss", "left": "Left of it", "content": "Content"}
+COLUMNS = {"run": "Run", "factor": "Factor", "loss": "Loss", "left": "Loss left", "content": "Content"}
 COLUMNS |= {"style": "Style"} | {name: measures.REFERENCE[name] for name in ("reference_mse", "reference_ssim")}
 COLUMNS |= {"rejected": "Rejected steps", "pace": "Seconds an evaluation"}
 TEXT = report.Text(

@@ -80,7 +80,9 @@ def gallery(rows: Sequence[Row], *, caption: str, longest: int = 512) -> Html:
     def line(name: str, row: Sequence[Thumbnail]) -> Html:
         return tag("div", tag("div", name, class_="name"), tag("ul", *(item(name, x) for x in row)), class_="row")
 
-    style = f"--n: {max(4, widest)}; --few: {widest}"
+    few = 3 if widest % 3 == 0 else min(widest, 2)  # beside each other on a phone
+    many = max(4, widest) if widest <= 6 else 4
+    style = f"--n: {many}; --few: {few}"
     return figure(tag("div", *(line(*row) for row in rows), class_="gallery", style=style), caption)
 
 

@@ -49,26 +49,39 @@ def curves(
     base = TOP + HEIGHT
     rows = axis([p[1] for p in points], (base, TOP), log="y" in log, gap=lambda label: LINE, whole=True)
     left = max(MARGIN, *(_width(label) + 8 for label in rows.labels.values()))
-    right = WIDTH - 20
-    if ticks is None:
-        columns = axis([p[0] for p in points], (left, right), log="x" in log, gap=lambda label: _width(label) + 8)
-        below, low = _upright(columns.labels, base)
-    else:
-        texts = {value: _shortened(label) for value, label in ticks.items()}
-        left = max(left, 0.71 * max(map(_width, texts.values())) + 6)
-        to = axis([p[0] for p in points], (left, right), log="x" in log, gap=lambda label: 0).to
-        columns = Axis(to, {to(value): label for value, label in texts.items()})
-        below, low = _upright(columns.labels, base) if _fit(columns.labels) else _slanted(columns.labels, base)
+    columns, (left, right), below, low = _x_axis([p[0] for p in points], left, log="x" in log, ticks=ticks)
     parts = [*_y_axis(rows.labels, left, right), *below]
     for i, line in enumerate(series.values()):
         parts += _line([f"{columns.to(a):.1f} {rows.to(b):.1f}" for a, b in line], i)
-    parts += _marks([(columns.to(a), rows.to(b), label) for a, b, label in marks], left)
+    drawn = [(columns.to(a), rows.to(b)) for a, b in points]
+    parts += _marks([(columns.to(a), rows.to(b), label) for a, b, label in marks], left, drawn)
     drawing = tag(
         "svg", *parts, viewBox=f"0 0 {WIDTH} {low:.0f}", role="img", aria_label=f"{y} against {x}: {'; '.join(series)}"
     )
     legend = [_legend(series)] if len(series) > 1 else []
     whole = [tag("div", y, class_="axis"), drawing, tag("div", x, class_="axis x"), *legend]
     return figure(Html("\n".join(whole)), caption, kind="curves")
+
+
+def _x_axis(
+    values: Sequence[float], left: float, *, log: bool, ticks: Mapping[float, str] | None
+) -> tuple[Axis, tuple[float, float], list[Html], float]:
+    """(axis, its ends, ticks with labels, the lower end of these); labels that do not fit upright are slanted."""
+    base, right = TOP + HEIGHT, WIDTH - 20.0
+    if ticks is None:
+        found = axis(values, (left, right), log=log, gap=lambda label: _width(label) + 8)
+        return found, (left, right), *_upright(found.labels, base)
+
+    def between(ends: tuple[float, float]) -> Axis:
+        to = axis(values, ends, log=log, gap=lambda label: 0).to
+        return Axis(to, {to(value): _shortened(label) for value, label in sorted(ticks.items())})
+
+    half = max(map(_width, map(_shortened, ticks.values()))) / 2
+    ends = (max(left, half), min(right, WIDTH - half))
+    if _apart(between(ends).labels):
+        return between(ends), ends, *_upright(between(ends).labels, base)
+    ends = (max(left, 1.42 * half + 6), right)
+    return between(ends), ends, *_slanted(between(ends).labels, base)
 
 
 def axis(
@@ -107,7 +120,9 @@ def numbers(values: Sequence[float], *, log: bool) -> list[str]:
     most, least = (max(sizes), min(sizes)) if sizes else (1.0, 1.0)
     if most < 1e6 and (least if log else most) >= 0.999e-3:
         digits = [_decimals(value) for value in values]
-        texts = [f"{value:,.{n if log else max(digits)}f}" for value, n in zip(values, digits, strict=True)]
+        if not log or most < 10 * least:
+            digits = [max(digits)] * len(digits)
+        texts = [f"{value:,.{n}f}" for value, n in zip(values, digits, strict=True)]
         return [text.replace("-", "\N{MINUS SIGN}") for text in texts]
     if log:
         exponents = [math.floor(math.log10(value) + 1e-9) for value in values]
@@ -173,16 +188,15 @@ def _shortened(label: str) -> str:
     return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
-def _fit(labels: Mapping[float, str]) -> bool:
-    """Whether labels fit beside each other, and into the drawing."""
-    edges = [(at - _width(label) / 2, at + _width(label) / 2) for at, label in sorted(labels.items())]
-    apart = all(b[0] - a[1] >= 8 for a, b in zip(edges, edges[1:], strict=False))
-    return apart and edges[0][0] >= 0 and edges[-1][1] <= WIDTH
+def _apart(labels: Mapping[float, str]) -> bool:
+    """Whether labels fit beside each other."""
+    edges = [(at - _width(label) / 2, at + _width(label) / 2) for at, label in labels.items()]
+    return all(b[0] - a[1] >= 8 for a, b in zip(edges, edges[1:], strict=False))
 
 
 def _y_axis(labels: Mapping[float, str], left: float, right: float) -> Iterator[Html]:
     for at, label in labels.items():
-        yield tag("path", class_="grid", d=f"M{left:.1f} {at:.1f}H{right}")
+        yield tag("path", class_="grid", d=f"M{left:.1f} {at:.1f}H{right:.1f}")
         yield tag("text", label, x=f"{left - 6:.1f}", y=f"{at + 4:.1f}", text_anchor="end")
 
 
@@ -190,10 +204,10 @@ def _upright(labels: Mapping[float, str], base: int) -> tuple[list[Html], float]
     """(ticks with their labels under them, the lower end of these)"""
     parts = []
     for at, label in labels.items():
-        middle = min(at, WIDTH - _width(label) / 2)
         parts.append(tag("path", class_="grid", d=f"M{at:.1f} {base}v4"))
-        parts.append(tag("text", label, x=f"{middle:.1f}", y=base + 17, text_anchor="middle"))
-    return parts, base + 22
+        middle = min(at, WIDTH - _width(label) / 2)
+        parts.append(tag("text", label, x=f"{middle:.1f}", y=base + 19, text_anchor="middle"))
+    return parts, base + 24
 
 
 def _slanted(labels: Mapping[float, str], base: int) -> tuple[list[Html], float]:
@@ -222,8 +236,10 @@ def _dot(place: str, index: int) -> Html:
     )
 
 
-def _marks(marks: Sequence[tuple[float, float, str]], left: float) -> Iterator[Html]:
-    """Circles, with those of their labels that are in the plot and do not meet."""
+def _marks(
+    marks: Sequence[tuple[float, float, str]], left: float, points: Sequence[tuple[float, float]]
+) -> Iterator[Html]:
+    """Circles, with those of their labels that are in the plot and do not meet, where they hide fewest points."""
     taken: list[tuple[float, float, float]] = []
     for x, y, label in marks:
         yield tag("circle", class_="mark", cx=f"{x:.1f}", cy=f"{y:.1f}", r=5)
@@ -234,9 +250,14 @@ def _marks(marks: Sequence[tuple[float, float, str]], left: float) -> Iterator[H
             (a, b) for a, b in inside if all(a + width <= c or c + w <= a or abs(b - d) >= LINE for c, d, w in taken)
         ]
         if label and free:
-            a, b = free[0]
+            a, b = min(free, key=lambda spot: sum(_inside(point, spot, width) for point in points))
             taken.append((a, b, width + 4))
             yield tag("text", label, class_="mark", x=f"{a:.1f}", y=f"{b:.1f}")
+
+
+def _inside(point: tuple[float, float], spot: tuple[float, float], width: float) -> bool:
+    """Whether a point is under a label that begins at a spot."""
+    return -5 <= point[0] - spot[0] <= width + 5 and -LINE <= point[1] - spot[1] <= 5
 
 
 def _legend(series: Mapping[str, Sequence]) -> Html:

@@ -58,9 +58,9 @@ def number(value: float | np.generic) -> str:
     value = float(value)
     if not math.isfinite(value):
         return "–"
-    if value == int(value) and abs(value) < 1e6:
+    if value == int(value) and abs(value) < 1e9:
         return f"{int(value):,}".replace("-", "\N{MINUS SIGN}")
-    if 1e-3 <= abs(value) < 1e6:
+    if 1e-3 <= abs(value) < 1e9:
         text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
     else:
         mantissa, exponent = f"{value:.3e}".split("e")

@@ -12,7 +12,7 @@ from nstjax.studies.settings import Settings
 from nstjax.typing import Image
 
 GD, LBFGS = "gradient descent", "L-BFGS"
-COLUMNS = {"run": "Run", "loss": "Loss", "left": "Left of it", "mse": "MSE", "ssim": "SSIM"}
+COLUMNS = {"run": "Run", "loss": "Loss", "left": "Loss left", "mse": "MSE", "ssim": "SSIM"}
 DISTANCES = {"content_distance": "Content distance", "style_distance": "Style distance"}
 TEXT = report.Text(
     "What a layer remembers",
@@ -22,7 +22,7 @@ TEXT = report.Text(
 )
 CAPTIONS = {
     "content": "Features, compared by their mean squared difference. SSIM is to the content image. "
-    "The first step of gradient descent changes pixels by the mean of --step, and all steps keep that scale.",
+    "The first step of gradient descent changes pixels by --step in the mean, and all steps keep that scale.",
     "style": "Gram matrices, compared by their mean squared difference. Left is the part of the noise’s loss that "
     "remains: where strokes lie is not part of a style, so a distance to the style image would say nothing.",
     "many": "The Gram matrices of the first layers of blocks, up to the one named, each counting the same "

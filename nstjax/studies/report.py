@@ -75,7 +75,7 @@ def write(
         "Command": terminal.command(sys.argv),
         "Hardware": "; ".join(dict.fromkeys(result.machine["hardware"] for result in results)),
         "Versions": "; ".join(dict.fromkeys(result.machine["versions"] for result in results)),
-        "Time": f"{_duration(seconds)} for {len(results)} runs, compiling included",
+        "Time": f"{_duration(seconds)}, compiling included",
         "Evaluations": f"{evaluations:,.0f} of losses with gradients",
         "Peak memory": f"{peak / 1e9:.2f} GB",
         "Seeds": ", ".join(map(str, seeds)) if seeds else "none: nothing is random",
