@@ -36,8 +36,8 @@ TEXT = report.Text(
     "Up to the knee, an iteration brings more style than the average one; after it, less.",
 )
 CAPTION = (
-    "From the content image on. L is LPIPS to the content image, s the style distance (1 is the content image, 0 the "
-    "style image). The knee is that of style distance over iterations."
+    "Every run begins with the content image. L is LPIPS to the content image, s the style distance (1 is the content "
+    "image, 0 the style image). The knee is that of style distance over iterations."
 )
 CIRCLES = "In the curves, a circle is a knee, with its iteration."
 EVERY = "Images were measured after iterations that grow by about a quarter each."

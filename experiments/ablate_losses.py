@@ -79,13 +79,11 @@ TEXT = report.Text(
     "One content image, one style image, one solver, and one loss after another, from Gatys’s of 2015 on.",
     "Compare a loss with the sweep of α where both keep as much of the content: there, less style distance is better.",
 )
-CAPTION = (
-    "c is the content distance (0 the content image, 1 a blank), s the style distance (1 the content image, 0 the "
-)
-CAPTION += "style image); every run begins with the content image."
+CAPTION = "c is the content distance (0 the content image, with which every run begins, 1 a blank), "
+CAPTION += "s the style distance (1 the content image, 0 the style image)."
 RANKS = "How many times the style distance of the sweep of α where it keeps as much of the content; – beyond the sweep."
 NEARER = "Of two points at the same content distance, the lower has more of the style."
-UNITS = "The weights, in results.json, are of losses in units of their own: the content image’s, or a blank’s."
+UNITS = "A loss counts in units of what it is for the content image, or for a blank; results.json has the weights."
 
 
 def main(
@@ -199,9 +197,9 @@ def write(settings, results, originals):
 
     blocks = [cards.section("The images", cards.gallery(lines, caption=CAPTION))]
     if len(sweep) > 1 and others:
-        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "Style distance by moments"}
+        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "Style by moments"}
         ranks = cards.table(ranked(sweep, others), columns=columns, caption=RANKS)
-        blocks.append(cards.section("At equal content", ranks))
+        blocks += [cards.section("At equal content", ranks)]
     if others:
         compared = [trade_off(group) for group in rows if group not in APART]
         blocks.append(cards.section("Content against style", NEARER, cards.beside(*compared)))

@@ -295,7 +295,8 @@ addEventListener("load", () => {
     seen.orders.push([order(), headings.map(h => h.getAttribute("aria-sort")), document.activeElement === button]);
   }
   const box = document.querySelector(".scroll"), first = table.tBodies[0].rows[0].cells[0];
-  const edge = () => [box.parentElement.className, getComputedStyle(box.parentElement, "::after").content !== "none",
+  const shaded = element => getComputedStyle(element, "::after").content !== "none";
+  const edge = () => [box.parentElement.className, shaded(box.parentElement), shaded(first),
                       first.getBoundingClientRect().left - box.getBoundingClientRect().left, box.tabIndex];
   const ends = [0, 40, 1e6];
   for (const left of ends) {
@@ -366,12 +367,12 @@ class TestInABrowser:
 
     def test_a_table_shows_where_there_is_more_of_it(self, seen, width):
         """Its shades tell the sides, and its first column stays."""
-        assert [edge[:2] for edge in seen[width]["edges"]] == [
-            ["wide after", True],
-            ["wide after before", True],
-            ["wide before", False],
+        assert [edge[:3] for edge in seen[width]["edges"]] == [
+            ["wide after", True, False],
+            ["wide after before", True, True],
+            ["wide before", False, True],
         ]
-        assert all(abs(offset) < 1 for _, _, offset, _ in seen[width]["edges"])
+        assert all(abs(offset) < 1 for *_, offset, _ in seen[width]["edges"])
 
     def test_labels_are_whole_and_do_not_meet(self, seen, width):
         assert len(seen[width]["texts"]) == 8

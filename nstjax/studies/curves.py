@@ -154,14 +154,16 @@ def _drawable(points: Sequence[tuple], log: str) -> list[tuple]:
 
 def _choices(low: float, high: float, log: bool, whole: bool) -> Iterator[list[float]]:
     """Values to label, ever fewer, at least two; low, high: the ends, of a logarithmic axis their logarithms."""
-    if log and high - low >= 1:
+    if log:
         decades = range(math.floor(low), math.ceil(high) + 1)
         inside = lambda value: low - 1e-9 <= math.log10(value) <= high + 1e-9  # noqa: E731
         every = [[m * 10.0**e for e in decades for m in some] for some in ((1, 2, 5), (1, 3), (1,))]
         *between, powers = (list(filter(inside, some)) for some in every)
         fewer = [powers[::stride] for stride in range(1, len(powers))]
-        yield from (shown for shown in (*(between if high - low < 2 else ()), *fewer) if 2 <= len(shown) <= 7)
-        return
+        least = 2 if high - low >= 1 else 3
+        yield from (shown for shown in (*(between if high - low < 2 else ()), *fewer) if least <= len(shown) <= 7)
+        if high - low >= 1:
+            return
     first, last = (10**low, 10**high) if log else (low, high)
     for steps in (5, 4, 3, 2):
         raw = (last - first) / steps
@@ -242,7 +244,7 @@ def _marks(
     """Circles, with those of their labels that are in the plot and do not meet, where they hide fewest points."""
     taken: list[tuple[float, float, float]] = []
     for x, y, label in marks:
-        yield tag("circle", class_="mark", cx=f"{x:.1f}", cy=f"{y:.1f}", r=5)
+        yield tag("circle", class_="mark", cx=f"{x:.1f}", cy=f"{y:.1f}", r=7)
         width = _width(label)
         spots = [(aside + x, y + under) for under in (-8, 18) for aside in (9, -9 - width)]
         inside = [(a, b) for a, b in spots if left <= a <= WIDTH - width and LINE <= b <= TOP + HEIGHT - 4]
