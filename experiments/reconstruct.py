@@ -74,7 +74,7 @@ def main(
     """Reconstruct one image's content and another's style from single layers of VGG-19.
 
     Args:
-        content: the content image; long side 192 pixels, 128 with --recipe, or 192 with --quick, unless --size is
+        content: the content image; long side 192 pixels, or 128 with --recipe (64 with --quick), unless --size is
             given.
         style: the style image, cropped to the content image's shape.
         recipe: augustins: his start, losses and step sizes, L-BFGS in cycles of 20 evaluations (5 of them unless
