@@ -29,7 +29,7 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
     folder = run()
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
     whats = ["content of relu1_1", "style of relu1_1", "content of relu2_1", "style of relu2_1", "style up to relu2_1"]
-    assert set(table) == {f"{what}, {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
+    assert set(table) == {f"{what} by {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
     assert all(0 < float(row["left"]) < 1 and float(row["mse"]) > 0 for row in table.values())
     assert float(table["content of relu1_1 by L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
     card = (folder / "card.html").read_text()
