@@ -53,15 +53,15 @@ WANG = "Wang 2021, arXiv 2104.05623: the last block of each stage"
 STAGES = "ours: after the stem and each block, as Wang’s for ResNets"
 VARIANTS = {
     "vgg19": Variant("VGG-19", "vgg19", "bundled", GATYS),
-    "vgg19-average": Variant("VGG-19, average pooling", "vgg19", "bundled", GATYS, {"pool": vgg.average_pool}),
-    "vgg19-instance-norm": Variant("VGG-19, instance norm", "vgg19", "bundled", GATYS, {"norm": vgg.instance_norm}),
+    "vgg19-average": Variant("VGG-19 with average pooling", "vgg19", "bundled", GATYS, {"pool": vgg.average_pool}),
+    "vgg19-instance-norm": Variant("VGG-19 with instance norm", "vgg19", "bundled", GATYS, {"norm": vgg.instance_norm}),
     "vgg16": Variant("VGG-16", "vgg16", "bundled", GATYS),
-    "vgg19-random": Variant("VGG-19, random weights", "vgg19", "random", GATYS),
+    "vgg19-random": Variant("VGG-19 with random weights", "vgg19", "random", GATYS),
     "squeezenet11": Variant("SqueezeNet 1.1", "squeezenet11", "bundled", "ours: as deep as Gatys’s, by strides"),
     "efficientnet": Variant("EfficientNet-Lite0", "efficientnet_lite0", "bundled", "ours: by strides, residual blocks"),
-    "efficientnet-random": Variant("EfficientNet-Lite0, random weights", "efficientnet_lite0", "random", "as trained"),
+    "efficientnet-random": Variant("EfficientNet-Lite0 with random weights", "efficientnet_lite0", "random", "same"),
     "resnet50": Variant("ResNet-50", "resnet50", "torchvision", WANG),
-    "resnet50-random": Variant("ResNet-50, random weights", "resnet50", "random", WANG),
+    "resnet50-random": Variant("ResNet-50 with random weights", "resnet50", "random", WANG),
     "densenet121": Variant("DenseNet-121", "densenet121", "torchvision", STAGES),
     "vit_b16": Variant("ViT-B/16", "vit_b16", "torchvision", "ours: evenly over the depth"),
 }
@@ -78,7 +78,8 @@ TEXT = report.Text(
     "Which network’s features paint",
     "One content image, one style image, one loss, one optimizer; what differs are the features that are compared, of "
     "one network or another, trained or random, as they are and through SWAG’s softmax (CVPR 2021).",
-    "Compare the images of a column, above by a network’s features, below by their softmax: lower is better.",
+    "In each column the upper image is by a network’s features, the lower by their softmax. Of the percentages under "
+    "them, lower is better.",
 )
 CAPTIONS = {
     "images": "Style is what is left of the way to the style image’s Gram matrices, content the part of the content "
@@ -103,7 +104,7 @@ def main(
     """Paint one image by the features of several networks, and by their softmax.
 
     Args:
-        content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
+        content: the content image; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: the style image.
         extractors: the networks to paint by; by default all, with --quick three of them.
         weights: NETWORK=SOURCE, as in resnet50=file.pth: keras, torchvision (downloaded), or a file.
@@ -116,9 +117,9 @@ def main(
     given = sources(weights)
     terminal.check_positive("temperature", temperature)
     inputs = [content, style, *given.values()]
-    size, steps = start(settings, truth, size=(256, 96), steps=(150, 30), inputs=inputs, strength=strength)
+    size, steps = start(settings, truth, size=(256, 192), steps=(150, 80), inputs=inputs, strength=strength)
     image, style_image = (images.load(path, size=size, minimum=32) for path in (content, style))
-    source = pseudo_truth.read(truth, {f"{content.stem}, {style.stem}": (image, style_image)})
+    source = pseudo_truth.read(truth, {pseudo_truth.pair(content, style): (image, style_image)})
     chosen = {name: VARIANTS[name].given(given) for name in extractors or (QUICK if settings.quick else VARIANTS)}
     params, left_out = load(chosen, given, like=image, seed=settings.seed)
     (reference,) = pseudo_truth.made(settings, source).values()
@@ -133,7 +134,7 @@ def main(
         own |= {"temperature": temperature} if swag else {}
         objective, balanced = loss_of(variant, swag=swag, strength=strength, temperature=temperature)
         data = lambda: balanced(params[name], image, style_image)  # noqa: E731
-        run = runner.Run(variant.name + ", SWAG" * swag, own | about, lambda: (first, data()))
+        run = runner.Run("SWAG on " * swag + variant.name, own | about, lambda: (first, data()))
         return runner.Program(solvers.lbfgs(objective), steps, image.shape[:2], [run])
 
     programs = [program(name, swag) for name in params for swag in (False, True)]
@@ -205,9 +206,8 @@ def write(settings, results, chosen, left_out, originals):
             lines.append((label, [thumbnail(by[name, swag], chosen[name].name) for name in names[i : i + 4]]))
 
     def descent(what, swag):
-        series = {chosen[name].name: by[name, swag].line("loss") for name in names}
-        caption = f"By {what}. Each is measured in units of the content image’s own."
-        return cards.curves(series, x="evaluations", y="loss, each in units of its own", log="y", caption=caption)
+        series = {chosen[name].name: by[name, swag].relative() for name in names}
+        return cards.curves(series, x="evaluations", y=report.LEFT, log="y", caption=f"Losses of {what}.")
 
     place = lambda r: (r.figures["content_vgg16"], r.figures["style_vgg16"])  # noqa: E731
     others = [name for name in names if chosen[name].network != "vgg16"]
@@ -218,13 +218,14 @@ def write(settings, results, chosen, left_out, originals):
     falls = cards.beside(descent("the features", False), descent("their softmax", True))
     layers = [layers_of(chosen[name]) for name in names]
     blocks = [
-        cards.section("The images", pseudo_truth.ABOUT, cards.gallery(lines, caption=CAPTIONS["images"])),
+        cards.section("The images", pseudo_truth.about(results), cards.gallery(lines, caption=CAPTIONS["images"])),
         cards.section("Style against content", distances),
         cards.section("How each loss falls", falls),
         cards.section("Layers", cards.table(layers, caption=CAPTIONS["layers"])),
     ]
     if left_out:
-        blocks.insert(1, cards.section("Left out", *(f"{name}: {why}." for name, why in left_out.items())))
+        reasons = [cards.sentence(cards.name(name), f": {why}.") for name, why in left_out.items()]
+        blocks.insert(1, cards.section("Left out", *reasons))
     sheet = report.sheet([("", row) for _, row in lines])
     best = {"style_vgg16": min, "style_squeezenet11": min, "reference_ssim": max}
     report.write(settings, results, TEXT, blocks=blocks, sheet=sheet, table=COLUMNS, best=best)

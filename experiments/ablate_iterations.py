@@ -29,23 +29,23 @@ from nstjax.weights import PICTURES
 SETTINGS = Settings(output=Path("iterations"))
 SHOWN = 6  # images of a pair, beside the style image and AdaIN's
 LOST = {"lpips": "LPIPS", "lost": "1 − SSIM", "content_distance": "content distance"}
-COLUMNS = {"run": "Pair", "loss": "Loss", "left": "Left of it"} | measures.FIGURES | measures.REFERENCE
+COLUMNS = {"run": "Pair", "loss": "Loss", "left": "Loss left"} | measures.FIGURES | measures.REFERENCE
 TEXT = report.Text(
     "How many iterations an image needs",
-    "An image of Gatys 2015 while it is painted: how much of the content is kept, how much of the style is reached, "
-    "and from where on more work takes more than it gives.",
-    "Up to the knee, an iteration brings more style than the average one; after it, less, while more content is lost.",
+    "An image of Gatys 2015 while it is painted: how much of the content is kept, how much of the style is reached.",
+    "Up to the knee, an iteration brings more style than the average one; after it, less.",
 )
 CAPTION = (
-    "From the content image on. L is LPIPS to the content image, s the style distance (1 is the content image, 0 the "
-    "style image). The knee is that of style distance over iterations."
+    "Every run begins with the content image. L is LPIPS to the content image, s the style distance (1 is the content "
+    "image, 0 the style image). The knee is that of style distance over iterations."
 )
+CIRCLES = "In the curves, a circle is a knee, with its iteration."
+EVERY = "Images were measured after iterations that grow by about a quarter each."
 KNEE = (
     "An iteration is one evaluation of the loss with its gradient. Content and style are weighed in units of their "
     "own (--strength). The knee is where the curve of style distance over iterations is farthest below the straight "
-    "line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011): before it an iteration gives more "
-    "than the average one, after it less. It is among the steps measured, and depends on the whole run: with more "
-    "iterations it comes later."
+    "line between its ends, both axes scaled to their range (Kneedle, Satopaa 2011). It is among the steps "
+    "measured, and depends on the whole run: with more iterations it comes later."
 )
 
 
@@ -61,7 +61,7 @@ def main(
     """Measure an image while it is painted, from the content image, by Gram matrices and L-BFGS (Gatys 2015).
 
     Args:
-        content: content images; long side 256 pixels, or 128 with --quick, unless --size is given.
+        content: content images; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: a style image for each content image; a single content or style image goes with all of the others.
         strength: above 0, where the content image is kept, and under 1, where its style alone counts.
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
@@ -70,7 +70,7 @@ def main(
     """
     given = [*content, *style, weights]
     size, steps = start(
-        settings, truth, size=(256, 128), steps=(300, 60), inputs=given, random=False, strength=strength
+        settings, truth, size=(256, 192), steps=(300, 200), inputs=given, random=False, strength=strength
     )
     paths = paired(content, style)
     load = partial(images.load, size=size, minimum=32)
@@ -114,7 +114,7 @@ def paired(contents, styles):
     for pair in zip(contents * (count // len(contents)), styles * (count // len(styles)), strict=True):
         if pair in pairs.values():
             raise InputError(f"--content, --style: {pair[0]} with {pair[1]} is given twice")
-        name = f"{pair[0].stem}, {pair[1].stem}"
+        name = pseudo_truth.pair(*pair)
         while name in pairs:
             name += "’"
         pairs[name] = pair
@@ -172,7 +172,9 @@ def write(settings, results, pairs, references):
         for name, columns in tracks.items()
         for i in range(len(columns["step"]))
     ]
-    headings = {"pair": "Pair", "step": "Iterations"} | measures.FIGURES | measures.REFERENCE
+    headings = (
+        ({"pair": "Pair"} if len(pairs) > 1 else {}) | {"step": "Iterations"} | measures.FIGURES | measures.REFERENCE
+    )
     progress = cards.beside(
         over("style_distance", y="style distance", log="xy"),
         over("lpips", y="LPIPS to the content image", log="x"),
@@ -181,10 +183,10 @@ def write(settings, results, pairs, references):
     )
     blocks = [
         cards.section("The images", cards.gallery(lines, caption=CAPTION)),
-        cards.section("Content against style", cards.beside(*trade_offs)),
+        cards.section("Content against style", CIRCLES, cards.beside(*trade_offs)),
         cards.section("Over iterations", progress),
-        cards.section("Against AdaIN’s image", pseudo_truth.ABOUT, cards.beside(*against)),
-        cards.section("Every step", cards.table(rows, columns=headings, caption="Every image that was measured.")),
+        cards.section("Against AdaIN’s image", pseudo_truth.about(results), cards.beside(*against)),
+        cards.section("Every step", cards.table(rows, columns=headings, caption=EVERY)),
         cards.section("How to read the figures", *measures.EXPLAINED, KNEE),
     ]
     files.write_csv(settings.output / "iterations.csv", rows)
@@ -209,8 +211,7 @@ def curves(tracks, knees, horizontal, vertical, *, x, y, log="", marked=True):
     series = {name: list(zip(columns[horizontal], columns[vertical], strict=True)) for name, columns in tracks.items()}
     turns = {name: i for name, i in knees.items() if i is not None and marked}
     marks = [(*series[name][i], str(tracks[name]["step"][i])) for name, i in turns.items()]
-    caption = f"{y} against {x}; a circle is a knee, with its iteration."
-    return cards.curves(series, x=x, y=y, log=log, marks=marks, caption=caption)
+    return cards.curves(series, x=x, y=y, log=log, marks=marks)
 
 
 if __name__ == "__main__":

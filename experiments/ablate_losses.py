@@ -38,21 +38,22 @@ Group = Literal[
     "distances", "tv", "alpha", "laplacian", "perceptual", "patches", "nearest", "wasserstein", "adain", "augustins"
 ]
 BASE = {"content": 1.0, "style": 10.0}
-BASELINE = "content MSE, style MSE"
+BASELINE = "MSE for content and style"
+TVS = ("power 2", "power 1.25", "power 1", "isotropic")
 GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     "distances": {
-        "content Charbonnier, style MSE": {"content_charbonnier": 1.5, "style": 10.0},
-        "content MSE, style Charbonnier": {"content": 1.0, "style_charbonnier": 3.0},
-        "content and style Charbonnier": {"content_charbonnier": 1.5, "style_charbonnier": 3.0},
-        "content and style Frobenius": {"content_frobenius": 1.0, "style_frobenius": 2.0},
+        "Charbonnier for content": {"content_charbonnier": 1.5, "style": 10.0},
+        "Charbonnier for style": {"content": 1.0, "style_charbonnier": 3.0},
+        "Charbonnier for content and style": {"content_charbonnier": 1.5, "style_charbonnier": 3.0},
+        "Frobenius norm for content and style": {"content_frobenius": 1.0, "style_frobenius": 2.0},
     },
-    "tv": {f"TV, {name}": BASE | {f"tv {name}": 0.5} for name in ("power 2", "power 1.25", "power 1", "isotropic")},
-    "alpha": {f"alpha {alpha:g}": BASE | {"style": alpha} for alpha in (300.0, 30.0, 3.0, 0.3)},
-    "laplacian": {f"Laplacian {weight:g}": BASE | {"laplacian": weight} for weight in (10.0, 100.0)},
+    "tv": {f"total variation ({of})": BASE | {f"tv {of}": 0.5} for of in TVS},
+    "alpha": {f"α = {alpha:g}": BASE | {"style": alpha} for alpha in (300.0, 30.0, 3.0, 0.3)},
+    "laplacian": {f"Laplacian of weight {weight:g}": BASE | {"laplacian": weight} for weight in (10.0, 100.0)},
     "perceptual": {
         "LPIPS for content": {"perceptual": 3.0, "style": 10.0},
-        "Johnson for content": {"johnson": 1.0, "style": 10.0},
-        "content and Johnson": BASE | {"johnson": 1.0},
+        "Johnson’s loss for content": {"johnson": 1.0, "style": 10.0},
+        "MSE and Johnson’s loss for content": BASE | {"johnson": 1.0},
     },
     "patches": {
         "Gram of each cell": {"content": 1.0, "cells": 6.0},
@@ -61,14 +62,15 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     "nearest": {"nearest patches": {"content": 1.0, "nearest": 2.0}},
     "wasserstein": {"Wasserstein-2": {"content": 1.0, "wasserstein": 4.0}},
     "adain": {
-        "reconstruction": {"reconstruction": 3.0, "style": 10.0},
-        "content and reconstruction": BASE | {"reconstruction": 3.0},
+        "reconstruction of AdaIN’s image": {"reconstruction": 3.0, "style": 10.0},
+        "content and AdaIN’s image": BASE | {"reconstruction": 3.0},
     },
     "augustins": {},  # as they depend on the size, see `setups`
 }
-HEADINGS: tuple[str, ...] = ("MSE, Charbonnier, norms", "Total variation", "α", "Laplacian", "Perceptual")
-HEADINGS += ("Patch-wise statistics", "Nearest patches", "Wasserstein-2", "AdaIN’s image", "Augustins’s weights")
+HEADINGS: tuple[str, ...] = ("MSE, Charbonnier, norms", "Total variation", "Weight of the style, α", "Laplacian")
+HEADINGS += ("Perceptual", "Gram of cells", "Nearest patches", "Wasserstein-2", "AdaIN’s image", "Augustins’s weights")
 HEADING = dict(zip(GROUPS, HEADINGS, strict=True))
+QUICK: tuple[Group, ...] = ("distances", "tv", "alpha", "laplacian", "wasserstein")
 ALONE = ("perceptual", "patches", "nearest", "wasserstein")  # too slow to be compiled into the others' program
 APART = ("alpha", "augustins")  # other weights rather than other losses
 
@@ -77,19 +79,18 @@ TEXT = report.Text(
     "One content image, one style image, one solver, and one loss after another, from Gatys’s of 2015 on.",
     "Compare a loss with the sweep of α where both keep as much of the content: there, less style distance is better.",
 )
-CAPTION = (
-    "c is the content distance (0 is the content image, with which every run begins, 1 a blank), s the style distance "
-    "(1 is the content image, 0 the style image)."
-)
+CAPTION = "c is the content distance (0 the content image, with which every run begins, 1 a blank), "
+CAPTION += "s the style distance (1 the content image, 0 the style image)."
 RANKS = "How many times the style distance of the sweep of α where it keeps as much of the content; – beyond the sweep."
-UNITS = "The weights, in results.json, are of losses in units of their own: the content image’s, or a blank’s."
+NEARER = "Of two points at the same content distance, the lower has more of the style."
+UNITS = "A loss counts in units of what it is for the content image, or for a blank; results.json has the weights."
 
 
 def main(
     *,
     content: Path = PICTURES / "astronaut.jpg",
     style: Path = PICTURES / "gale.jpg",
-    groups: tuple[Group, ...] = tuple(GROUPS),
+    groups: tuple[Group, ...] | None = None,
     weights: str = "bundled",
     truth: tyro.conf.OmitArgPrefixes[Truth] = TRUTH,
     settings: tyro.conf.OmitArgPrefixes[Settings] = SETTINGS,
@@ -97,21 +98,21 @@ def main(
     """Paint an image with one loss after another, from the content image, by L-BFGS.
 
     Args:
-        content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
+        content: the content image; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: the style image.
-        groups: what to compare: distances (Pandey's), tv (Kitov's), alpha (his weight of the style), laplacian,
-            perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein, adain (its
-            image is reconstructed), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
+        groups: by default all, with --quick five: distances (Pandey's), tv (Kitov's), alpha (his weight of the style),
+            laplacian, perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein,
+            adain (its image), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
         truth: what AdaIN's image is.
         settings: those of every study.
     """
     given = [content, style, weights]
-    size, steps = start(settings, truth, size=(256, 96), steps=(150, 20), inputs=given, random=False)
-    table = setups(groups, size, 1 if settings.quick else 2)
+    size, steps = start(settings, truth, size=(256, 192), steps=(150, 40), inputs=given, random=False)
+    table = setups(groups or (QUICK if settings.quick else tuple(GROUPS)), size, 1 if settings.quick else 2)
     load = partial(images.load, minimum=32)
     pairs = {side: (load(content, size=side), load(style, size=side)) for side in {each[0] for each in table.values()}}
-    source = pseudo_truth.read(truth, {f"{content.stem}, {style.stem}": pairs[size]})
+    source = pseudo_truth.read(truth, {pseudo_truth.pair(content, style): pairs[size]})
     params, heads = measures.load_networks(weights, like=pairs[size][0]), measures.load_heads(weights)
     about = {"scaled_at": size} | runner.sources(content_image=content, style_image=style, weights=weights)
     (reference,) = pseudo_truth.made(settings, source).values()
@@ -152,7 +153,8 @@ def setups(groups, size, times):
     for side in [each for each in ALPHAS if each <= times * size] or [size] if "augustins" in groups else []:
         his = ALPHAS.get(side, max(ALPHAS.values()))
         for alpha in (his, *(HEAVIER * alpha for alpha in ALPHAS.values())):
-            table[f"{side} px, alpha {alpha:g}"] = (side, "augustins", {"gatys_content": alpha, "gatys_style": 1.0})
+            name = f"Augustins’s α of {cards.number(alpha)} at {side} px"
+            table[name] = (side, "augustins", {"gatys_content": alpha, "gatys_style": 1.0})
     return table
 
 
@@ -185,28 +187,25 @@ def write(settings, results, originals):
 
     def trade_off(group):
         """The sweep of α as a line, the group's images as points."""
-        curve = {"α sweep, MSE" if len(sweep) > 1 else BASELINE: [place(r) for r in sweep]}
-        points = {r.name: [place(r)] for r in rows[group]}
-        caption = f"{HEADING[group]}: less of both is better."
-        return cards.curves(curve | points, x="content distance", y="style distance", log="xy", caption=caption)
+        curve = {"sweep of α" if len(sweep) > 1 else BASELINE: [place(r) for r in sweep]}
+        curve |= {r.name: [place(r)] for r in rows[group]}
+        return cards.curves(curve, x="content distance", y="style distance", log="xy", caption=HEADING[group])
 
     def descent(group):
         lines = {r.name: r.relative() for r in [baseline, *rows[group]]}
-        caption = f"{HEADING[group]}: each loss in units of what it was at first."
-        return cards.curves(lines, x="evaluations", y="part of the loss that is left", log="y", caption=caption)
+        return cards.curves(lines, x="evaluations", y=report.LEFT, log="y", caption=HEADING[group])
 
     blocks = [cards.section("The images", cards.gallery(lines, caption=CAPTION))]
     if len(sweep) > 1 and others:
-        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "by moments"}
-        blocks.append(
-            cards.section("At equal content", cards.table(ranked(sweep, others), columns=columns, caption=RANKS))
-        )
+        columns = {"run": "Run", "style_distance": "Style distance", "moments_distance": "Style by moments"}
+        ranks = cards.table(ranked(sweep, others), columns=columns, caption=RANKS)
+        blocks += [cards.section("At equal content", ranks)]
     if others:
         compared = [trade_off(group) for group in rows if group not in APART]
-        blocks.append(cards.section("Content against style", cards.beside(*compared)))
+        blocks.append(cards.section("Content against style", NEARER, cards.beside(*compared)))
     if rows:
         blocks.append(cards.section("How the losses fall", cards.beside(*map(descent, rows))))
-    blocks.append(cards.section("How to read the figures", *measures.EXPLAINED, UNITS, pseudo_truth.ABOUT))
+    blocks.append(cards.section("How to read the figures", *measures.EXPLAINED, UNITS, pseudo_truth.about(results)))
     every = [each for _, line in lines for each in line]
     sheet = report.sheet([("", every[i : i + 6]) for i in range(0, len(every), 6)], cell=256)
     columns = {"run": "Run", "size": "Size"} | measures.FIGURES | measures.REFERENCE

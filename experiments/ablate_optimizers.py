@@ -65,10 +65,9 @@ OPTIMIZERS = {
 }
 CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg19"].style
 SHOWN = (1 / 12, 1 / 4, 1 / 2, 1)  # parts of all evaluations, and of the seconds, whose images are shown
-LEFT = "part of the first loss that is left"
 KEPT = 24  # images of a run
 SETTINGS = Settings(output=Path("optimizers"))
-COLUMNS = {"run": "Run", "factor": "Factor", "loss": "Loss", "left": "Left of it", "content": "Content"}
+COLUMNS = {"run": "Run", "factor": "Factor", "loss": "Loss", "left": "Loss left", "content": "Content"}
 COLUMNS |= {"style": "Style"} | {name: measures.REFERENCE[name] for name in ("reference_mse", "reference_ssim")}
 COLUMNS |= {"rejected": "Rejected steps", "pace": "Seconds an evaluation"}
 TEXT = report.Text(
@@ -78,10 +77,10 @@ TEXT = report.Text(
     "The less of the loss is left at equal evaluations, and at equal seconds, the better.",
 )
 CAPTIONS = {
-    "evaluations": "The best rate of each over evaluations of the loss with its gradient, without rejected steps.",
+    "evaluations": "Each at its best rate, over evaluations of the loss with its gradient, without rejected steps.",
     "seconds": "The same over seconds, without the first step, which compiles.",
-    "at evaluations": "The best rate of each, after the same parts of all evaluations.",
-    "at seconds": "The last image kept within the same parts of the seconds that the quickest took for all.",
+    "at evaluations": "Each at its best rate, after a twelfth, a quarter, a half and all of the evaluations.",
+    "at seconds": "Each at its best rate: the last image within those parts of the seconds that the quickest took.",
     "sweep": "A factor of 1 is a rate of 1 (L-BFGS), 0.08 (Adam, AdamW; falling to 0) or 8/255 (gradient descent).",
 }
 
@@ -101,7 +100,7 @@ def main(
     """Paint one image by several optimizers, each with several learning rates.
 
     Args:
-        content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
+        content: the content image; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: the style image.
         optimizers: those to compare; by default all.
         factors: the learning rates to try, in multiples of 1 (L-BFGS), 0.08 (Adam, AdamW) or 8/255 (gradient descent:
@@ -113,11 +112,11 @@ def main(
         settings: those of every study.
     """
     given = [content, style, weights]
-    size, steps = start(settings, truth, size=(256, 96), steps=(240, 40), inputs=given, strength=strength)
+    size, steps = start(settings, truth, size=(256, 192), steps=(240, 60), inputs=given, strength=strength)
     for factor in factors or ():
         terminal.check_positive("factors", factor)
     image, style_image = images.load(content, size=size, minimum=32), images.load(style, size=size, minimum=16)
-    source = pseudo_truth.read(truth, {f"{content.stem}, {style.stem}": (image, style_image)})
+    source = pseudo_truth.read(truth, {pseudo_truth.pair(content, style): (image, style_image)})
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=image)
     objective, targets = objectives.neural_style(partial(vgg.features, edge="replicate"), statistic=losses.gram)
     balanced = measures.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
@@ -130,7 +129,7 @@ def main(
     def run_of(optimizer, factor):
         rate = OPTIMIZERS[optimizer].rate * factor
         own = {"optimizer": optimizer, "rate": rate, "factor": factor}
-        name = f"{OPTIMIZERS[optimizer].name}, rate {rate:g}"
+        name = f"{OPTIMIZERS[optimizer].name} at rate {rate:.3g}"
         return runner.Run(name, own | about, lambda: (first, data() | {"rate": jnp.float32(rate)}))
 
     sweep = sorted(set(factors or ((0.5, 1, 2) if settings.quick else (0.25, 0.5, 1, 2))))
@@ -224,17 +223,17 @@ def write(settings, results, originals):
 
     def fall(against, log):
         lines = {name: result.relative(against) for name, result in best.items()}
-        return cards.curves(lines, x=against, y=LEFT, log=log, caption=CAPTIONS[against])
+        return cards.curves(lines, x=against, y=report.LEFT, log=log, caption=CAPTIONS[against])
 
     lines = {name: [(r.configuration["factor"], r.left) for r in some] for name, some in sweeps.items()}
     ticks = {factor: f"{factor:g}" for line in lines.values() for factor, _ in line}
-    sweep = cards.curves(lines, x="factor of the rate", y=LEFT, log="xy", ticks=ticks, caption=CAPTIONS["sweep"])
+    sweep = cards.curves(lines, x="factor of the rate", y=report.LEFT, log="xy", ticks=ticks, caption=CAPTIONS["sweep"])
     at_evaluations = gallery(lambda r, part: min(r.steps, key=lambda step: abs(step - part * steps)))
     at_seconds = gallery(lambda r, part: kept_until(r, part * budget))
     images_then = cards.gallery(at_evaluations, caption=CAPTIONS["at evaluations"])
     blocks = [
         cards.section("How the loss falls", cards.beside(fall("evaluations", "xy"), fall("seconds", "y"))),
-        cards.section("At equal evaluations", pseudo_truth.ABOUT, images_then),
+        cards.section("At equal evaluations", pseudo_truth.about(results), images_then),
         cards.section("At equal seconds", cards.gallery(at_seconds, caption=CAPTIONS["at seconds"])),
         cards.section("The sweep", sweep),
         cards.section("Who overtakes whom", matrix(best, "evaluations"), matrix(best, "seconds")),

@@ -59,7 +59,7 @@ CONTENT, STYLE = features.EXTRACTORS["vgg19"].content, features.EXTRACTORS["vgg1
 SETTINGS = Settings(output=Path("schedules"))
 COLUMNS = {"run": "Run", "loss": "Loss", "left": "Left of it", "content": "Content", "style": "Style"}
 COLUMNS |= {name: measures.REFERENCE[name] for name in measures.PIXELS}
-LEFT, FIRST = "part of the first loss that is left", "first rate"
+FIRST = "first rate"
 TEXT = report.Text(
     "Which learning-rate schedule suits Adam",
     "One content image, one style image, one loss (Gatys 2015, VGG-19), one start; Adam by one schedule after another, "
@@ -90,7 +90,7 @@ def main(
     """Paint one image by Adam with several schedules of its learning rate, each from several first rates.
 
     Args:
-        content: the content image; long side 256 pixels, or 96 with --quick, unless --size is given.
+        content: the content image; long side 256 pixels, or 192 with --quick, unless --size is given.
         style: the style image.
         rates: the first learning rates, for pixels in [0, 1].
         init: the image that all start from.
@@ -100,11 +100,11 @@ def main(
         settings: those of every study.
     """
     given = [content, style, weights]
-    size, steps = start(settings, truth, size=(256, 96), steps=(240, 40), inputs=given, strength=strength)
+    size, steps = start(settings, truth, size=(256, 192), steps=(240, 60), inputs=given, strength=strength)
     for rate in rates:
         terminal.check_positive("rates", rate)
     image, style_image = images.load(content, size=size, minimum=32), images.load(style, size=size, minimum=16)
-    source = pseudo_truth.read(truth, {f"{content.stem}, {style.stem}": (image, style_image)})
+    source = pseudo_truth.read(truth, {pseudo_truth.pair(content, style): (image, style_image)})
     params = features.load("vgg19", weights, layers=CONTENT + STYLE, like=image)
     objective, targets = objectives.neural_style(partial(vgg.features, edge="replicate"), statistic=losses.gram)
     balanced = measures.balanced(objective, targets, content=CONTENT, style=STYLE, strength=strength)
@@ -117,7 +117,7 @@ def main(
     def run_of(schedule, rate):
         every = jax.vmap(SCHEDULES[schedule](rate, steps))(jnp.arange(steps))
         own = {"schedule": schedule, "rate": rate}
-        return runner.Run(f"{schedule}, {rate:g}", own | about, lambda: (first, data() | {"rates": every}))
+        return runner.Run(f"{schedule} from rate {rate:g}", own | about, lambda: (first, data() | {"rates": every}))
 
     runs = [run_of(name, rate) for name in SCHEDULES for rate in sorted(set(rates))]
     program = runner.Program(adam(objective), steps, image.shape[:2], runs, cycle_ends(steps)[:-1])
@@ -153,7 +153,7 @@ def write(settings, results, image, style_image, reference):
     inner = cycle_ends(steps)[:-1]
     cycles = [
         (
-            f"{name}, {r.configuration['rate']:g}",
+            r.name,
             [
                 *(thumbnail(r, f"{at} evaluations", at) for at in r.steps if at in inner),
                 thumbnail(r, f"{steps} evaluations"),
@@ -171,13 +171,13 @@ def write(settings, results, image, style_image, reference):
     falls = {name: r.relative() for name, r in best.items()}
     ssim = over_rates("SSIM to AdaIN’s image", lambda r: r.figures["reference_ssim"], CAPTIONS["ssim"])
     blocks = [
-        cards.section("The images", pseudo_truth.ABOUT, cards.gallery(lines, caption=CAPTIONS["images"])),
-        cards.section("First rates", cards.beside(over_rates(LEFT, lambda r: r.left, CAPTIONS["left"]), ssim)),
+        cards.section("The images", pseudo_truth.about(results), cards.gallery(lines, caption=CAPTIONS["images"])),
+        cards.section("First rates", cards.beside(over_rates(report.LEFT, lambda r: r.left, CAPTIONS["left"]), ssim)),
         cards.section(
             "On the way",
             cards.beside(
                 cards.curves(shapes, x="evaluations", y="learning rate", caption=CAPTIONS["rates"]),
-                cards.curves(falls, x="evaluations", y=LEFT, log="xy", caption=CAPTIONS["falls"]),
+                cards.curves(falls, x="evaluations", y=report.LEFT, log="xy", caption=CAPTIONS["falls"]),
             ),
             cards.gallery(cycles, caption=CAPTIONS["cycles"]),
         ),

@@ -74,7 +74,7 @@ def main(
     """Reconstruct one image's content and another's style from single layers of VGG-19.
 
     Args:
-        content: the content image; long side 192 pixels, 128 with --recipe, or 64 with --quick, unless --size is
+        content: the content image; long side 192 pixels, or 128 with --recipe (64 with --quick), unless --size is
             given.
         style: the style image, cropped to the content image's shape.
         recipe: augustins: his start, losses and step sizes, L-BFGS in cycles of 20 evaluations (5 of them unless
@@ -85,7 +85,7 @@ def main(
         weights: bundled, keras or torchvision (downloaded), or a file.
         settings: those of every study.
     """
-    sizes, evaluations = ((128, 64), (100, 20)) if recipe else ((192, 64), (200, 25))
+    sizes, evaluations = ((128, 64), (100, 20)) if recipe else ((192, 192), (200, 80))
     size, steps = start(settings, size=sizes, steps=evaluations, inputs=[content, style, weights], step=step)
     terminal.check_effect(["step"] if step != STEP else [], ("step", bool(recipe), "the recipe has its own step sizes"))
     layers = checked(layers or (QUICK if settings.quick else LAYERS))
@@ -103,7 +103,7 @@ def main(
 
     def run_of(task, method, among):
         own = {"method": method.name, "step": method.rate(task), "of": task.of, "layers": task.layers}
-        return runner.Run(f"{task.name}, {method.name}", own | about, lambda: (first, data(method, task, among)))
+        return runner.Run(f"{task.name} by {method.name}", own | about, lambda: (first, data(method, task, among)))
 
     def measure(run, image):
         if run.configuration["of"] != "transfer":

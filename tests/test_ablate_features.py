@@ -120,13 +120,13 @@ def test_the_study_from_end_to_end(run, capsys):
     folder = run(*chosen)
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
     titles = [ablate.VARIANTS[name].name for name in chosen[1:-1]]
-    assert list(table) == [title + more for title in titles for more in ("", ", SWAG")]
+    assert list(table) == [more + title for title in titles for more in ("", "SWAG on ")]
     assert all(float(row["left"]) < 1 for row in table.values())
     blank = {name for name, row in table.items() if not row["style_vgg16"]}
-    assert blank == {"VGG-16", "VGG-16, SWAG"}
+    assert blank == {"VGG-16", "SWAG on VGG-16"}
     assert len({row["loss"] for row in table.values()}) == len(table)  # pooling, norms, weights and softmax all count
     card = (folder / "card.html").read_text()
-    assert "ResNet-50: https://example.org/resnet50: cannot be downloaded (no network)." in card
+    assert '<b class="run">ResNet-50</b>: https://example.org/resnet50: cannot be downloaded (no network).' in card
     assert card.count("<img src=") == 3 + 8
     assert images.load(folder / "sheet.png").std() > 0.1
     capsys.readouterr()

@@ -96,7 +96,7 @@ def test_several_pairs_against_references(run, capsys):
     given = [*PAIRS, "--reference", "HERE/a.png", "HERE/another.png", "HERE/b.png"]
     folder = run(*given)
     rows = list(csv.DictReader((folder / "iterations.csv").read_text().splitlines()))
-    names = ["a, painting", "a, another", "b, painting"]
+    names = ["a in the style of painting", "a in the style of another", "b in the style of painting"]
     steps = ablate.spaced(10)
     assert [row["pair"] for row in rows] == [name for name in names for _ in steps]
     assert [int(row["step"]) for row in rows] == list(steps) * 3
@@ -107,7 +107,7 @@ def test_several_pairs_against_references(run, capsys):
         own = rows[i * len(steps) : (i + 1) * len(steps)]
         assert float(own[-1]["style_distance"]) < 0.9 and float(own[-1]["content_distance"]) > 1e-3
         to_reference = [float(row["reference_ssim"]) for row in own]
-        assert (to_reference[0] == pytest.approx(1)) == (name != "a, another") and max(to_reference) <= 1
+        assert (to_reference[0] == pytest.approx(1)) == (name != "a in the style of another") and max(to_reference) <= 1
     # The last row is the finished picture's.
     whole = json.loads((folder / "results.json").read_text())
     assert [each["figures"]["ssim"] for each in whole["runs"]] == [
@@ -146,8 +146,8 @@ def test_a_single_iteration_leaves_the_photograph(run):
 
 def test_one_painting_goes_with_all_photographs():
     a, b, c = Path("x/a.jpg"), Path("x/b.jpg"), Path("y/a.jpg")
-    assert ablate.paired((a, b), (c,)) == {"a, a": (a, c), "b, a": (b, c)}
-    assert ablate.paired((a, c), (b, b)) == {"a, b": (a, b), "a, b’": (c, b)}
+    assert ablate.paired((a, b), (c,)) == {"a in the style of a": (a, c), "b in the style of a": (b, c)}
+    assert ablate.paired((a, c), (b, b)) == {"a in the style of b": (a, b), "a in the style of b’": (c, b)}
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def table(folder):
 def test_every_loss_of_every_group_paints_an_image(whole):
     figures = table(whole)
     names = [name for group in ablate.GROUPS.values() for name in group]
-    augustins = [f"40 px, alpha {alpha:g}" for alpha in (5e-6, 5e-2, 1e-2, 1e-3)]
+    augustins = [f"Augustins’s α of {alpha} at 40 px" for alpha in ("5×10⁻⁶", "0.05", "0.01", "0.001")]
     assert list(figures) and set(figures) == {ablate.BASELINE, *names, *augustins}
     assert all(np.isfinite(list(row.values())).all() for row in figures.values())
     # All of them leave the content image for a smaller loss.
@@ -91,7 +91,7 @@ def test_weights_do_what_they_are_for(whole):
     assert sweep[0]["content_distance"] > sweep[-1]["content_distance"]
     assert sweep[0]["style_distance"] < sweep[-1]["style_distance"]
     # Compared where α is 1: a weak weight in few steps says little.
-    assert figures["TV, power 1"]["roughness"] < base["roughness"]
+    assert figures["total variation (power 1)"]["roughness"] < base["roughness"]
 
 
 def test_a_first_loss_is_its_weight(whole):

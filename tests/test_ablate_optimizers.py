@@ -121,7 +121,7 @@ def test_the_study_from_end_to_end(run, capsys):
     folder = run(*chosen)
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
     assert list(table) == [
-        *("L-BFGS (jaxopt), rate 0.5", "L-BFGS (jaxopt), rate 1", "Adam, rate 0.04", "Adam, rate 0.08")
+        *("L-BFGS (jaxopt) at rate 0.5", "L-BFGS (jaxopt) at rate 1", "Adam at rate 0.04", "Adam at rate 0.08")
     ]
     whole = json.loads((folder / "results.json").read_text())
     curves = [json.loads(path.read_text())["curve"] for path in sorted((folder / "runs").glob("*.json"))]

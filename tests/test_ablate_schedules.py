@@ -82,7 +82,7 @@ def test_the_study_from_end_to_end(run, capsys):
     chosen = ["--rates", "0.08", "0.02"]
     folder = run(*chosen)
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
-    assert list(table) == [f"{name}, {rate}" for name in ablate.SCHEDULES for rate in ("0.02", "0.08")]
+    assert list(table) == [f"{name} from rate {rate}" for name in ablate.SCHEDULES for rate in ("0.02", "0.08")]
     assert all(float(row["left"]) < 1 for row in table.values())
     assert len({row["loss"] for row in table.values()}) == len(table)  # schedules and rates all count
     card = (folder / "card.html").read_text()

@@ -1,6 +1,7 @@
 """Cards: what they show, that they need nothing else and trust no text, and how they behave in a real browser."""
 
 import html
+import itertools
 import json
 import math
 import re
@@ -15,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nstjax.studies import cards
+from nstjax.studies import cards, curves
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = (
@@ -38,6 +39,29 @@ def image(seed=0, shape=(40, 60)):
     return np.random.default_rng(seed).random((*shape, 3), np.float32)
 
 
+LAYERS = [f"relu{block}_{i}" for block in range(1, 6) for i in range(1, 5)]
+SPREAD = [10.0**e for e in (-7.3, -2, 1.4)]
+
+
+def drawings():
+    """Curves whose labels are long, many, or at the edges."""
+    corners = [(a, b) for a in SPREAD for b in SPREAD]
+    marks = [(a, b, f"mark {i}") for i, (a, b) in enumerate(corners * 2)]
+    line = {"a": [(1e3 * i, 1234567.0 + i / 7) for i in range(1, 12)]}
+    few = {"a": [(0, 0.0), (9, 2.5e-5)], LONG: [(3, 1e-5)]}
+    layers = {"a": [(i, 1.0 / (1 + i)) for i in range(len(LAYERS))]}
+    return [
+        cards.curves({"a": corners}, x="x", y="y", log="xy", marks=marks),
+        cards.curves(
+            line, x="evaluations of a loss with its gradient, " * 3, y=LONG, marks=[(1e3, 1234567.2, "first")]
+        ),
+        cards.curves(few, x="x", y="y"),
+        cards.curves({"a": [(0.21, 0.0013), (2.9, 0.0091)]}, x="x", y="y", log="xy"),
+        cards.curves(layers, x="layer", y="left", ticks=dict(enumerate(LAYERS))),
+        cards.curves(layers, x="layer", y="left", ticks={0: "a long name of a layer", 19: "the longest name of any"}),
+    ]
+
+
 def example():
     several = [cards.Thumbnail(image(i), f"relu{i}_1", "SSIM 0.50") for i in range(4)]
     line = {"gd": [(i, 10.0**-i) for i in range(1, 9)], HOSTILE: [(i, 1.0 / i) for i in range(1, 50)]}
@@ -50,6 +74,7 @@ def example():
             cards.curves(line, x="evaluations", y="loss", log="y", caption="Falls.", marks=[(3, 1e-3, "the knee")]),
             cards.curves({"gd": line["gd"]}, x="layer", y=LONG[:60], ticks=labels, caption="Slanted."),
         ),
+        cards.beside(*drawings()),
         cards.section("All", cards.table(ROWS, caption=HOSTILE, best={"loss": min})),
         cards.facts({"Command": "python " + LONG, "Seeds": HOSTILE}),
         lead=HOSTILE,
@@ -110,7 +135,7 @@ def test_any_text_comes_back_as_it_was(text):
 def test_images_tell_what_they_show_and_the_page_its_language():
     page = Parsed(example())
     shown = [attributes for attributes in page.all("img") if "src" in attributes]
-    assert shown[0]["alt"] == "L-BFGS, relu0_1, SSIM 0.50" and all(attributes["alt"] for attributes in shown)
+    assert shown[0]["alt"] == "L-BFGS · relu0_1 · SSIM 0.50" and all(attributes["alt"] for attributes in shown)
     assert page.all("html") == [{"lang": "en"}]
     assert all(attributes.get("aria-label") for attributes in page.all("svg") if attributes.get("role") == "img")
 
@@ -123,7 +148,9 @@ def test_drawings_are_well_formed_and_leave_out_what_is_not_finite():
     places = [tuple(map(float, place.split())) for place in line[1:].split("L")]
     assert places == [(46, 10), (380, 206)]  # from the top left to the bottom right
     labels = [text.text for text in drawing.iter("text")]
-    assert {"1", "0.01", "10⁻⁴"} <= set(labels) and "x" in labels
+    assert labels[:5] == ["10⁻⁴", "10⁻³", "10⁻²", "10⁻¹", "10⁰"]
+    assert labels[5:] == ["1", "2", "3", "4", "5"]
+    assert '<div class="axis">y</div>' in block and '<div class="axis x">x</div>' in block
 
 
 @pytest.mark.parametrize("points", [[], [(1, math.nan)]])
@@ -139,7 +166,8 @@ def test_nothing_to_draw_is_said(points):
 def test_lines_stay_inside_the_drawing(points, log):
     block = cards.curves({"a": points}, x="x", y="y", log=log, caption="c")
     line = re.search(r'class="line"[^>]* d="M([^"]*)"|d="M([^"]*)" class="line"', block)
-    places = [tuple(map(float, place.split())) for place in (line[1] or line[2]).split("L")]
+    path = line[1] or line[2] if line else re.search(r'd="M([^"]*)h0"', block)[1]  # a single point is a dot
+    places = [tuple(map(float, place.split())) for place in path.split("L")]
     assert len(places) == len(points)
     assert all(46 <= x <= 380 and 10 <= y <= 206 for x, y in places)
 
@@ -148,9 +176,55 @@ def test_lines_stay_inside_the_drawing(points, log):
 def test_an_axis_has_some_numbers_to_read_and_not_too_many(low, ratio):
     """Also over less than two decades, where the powers of ten may be one."""
     for log in (False, True):
-        to, shown = cards._axis([low, low * ratio], (0, 100), log, steps=5)
-        assert 2 <= len(shown) <= 7 and shown == sorted(set(shown))
-        assert all(-1e-6 <= to(value) <= 100 + 1e-6 for value in shown)
+        labels = curves.axis([low, low * ratio], (0, 100), log=log, gap=lambda label: 1).labels
+        assert 2 <= len(labels) <= 7 and list(labels) == sorted(labels) and len(set(labels.values())) == len(labels)
+        assert all(-1e-6 <= at <= 100 + 1e-6 for at in labels)
+
+
+FORMS = (r"−?[\d,]+(\.\d+)?", r"10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+", r"0|−?[\d.]+×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+")
+
+
+@given(st.floats(1e-8, 1e8), st.floats(1.01, 1e12), st.booleans(), st.booleans())
+def test_labels_of_an_axis_have_one_form_and_tell_its_values(low, ratio, log, whole):
+    found = curves.axis([low, low * ratio], (0, 334), log=log, gap=lambda label: 8.3 * len(label) + 8, whole=whole)
+    texts = list(found.labels.values())
+    assert any(all(re.fullmatch(form, text) for text in texts) for form in FORMS), texts
+    digits = [len(text.partition(".")[2].partition("×")[0]) for text in texts if text != "0"]
+    assert log or "×" in texts[-1] or len(set(digits)) == 1, texts  # 0.0, 0.5, 1.0
+    to_plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    for at, text in found.labels.items():
+        mantissa, _, exponent = re.sub(r"^10(?=[⁻⁰¹²³⁴⁵⁶⁷⁸⁹])", "1×10", text).replace(",", "").partition("×10")
+        value = float(mantissa) * 10.0 ** int(exponent.translate(to_plain) or 0)
+        assert found.to(value) == pytest.approx(at, abs=0.5), texts
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "texts"),
+    [
+        ([0, 0.5, 1, 1.5], False, ["0.0", "0.5", "1.0", "1.5"]),
+        ([-1000, 0, 1000], False, ["−1,000", "0", "1,000"]),
+        ([0, 2e-5, 4e-5, 1e-4], False, ["0", "0.2×10⁻⁴", "0.4×10⁻⁴", "1×10⁻⁴"]),
+        ([0.001, 0.1, 20], True, ["0.001", "0.1", "20"]),
+        ([0.04, 0.045, 0.05], True, ["0.040", "0.045", "0.050"]),
+        ([1e-4, 1e-2, 1], True, ["10⁻⁴", "10⁻²", "10⁰"]),
+        ([1e-4, 2e-4, 5e-4], True, ["1×10⁻⁴", "2×10⁻⁴", "5×10⁻⁴"]),
+    ],
+)
+def test_forms_of_labels(values, log, texts):
+    assert curves.numbers(values, log=log) == texts
+
+
+def test_a_run_s_name_is_set_apart_in_a_sentence_and_stays_text():
+    told = cards.sentence("Of ", cards.name(HOSTILE), ".")
+    page = Parsed(cards.page("t", told, cards.table([{"run": "a"}], caption=told)))
+    assert page.texts["b"] == HOSTILE * 2 and page.texts["p"].count("Of .") == 1 and page.texts["figcaption"] == "Of ."
+    (region,) = (attributes for attributes in page.all("div") if attributes.get("role") == "region")
+    assert region["aria-label"] == f"Of {HOSTILE}." and len(page.all("script")) == 1
+
+
+def test_alternatives_of_drawings_keep_names_with_commas_apart():
+    block = cards.curves({"MSE, power 1": [(1, 1.0)], "MSE": [(2, 2.0)]}, x="x", y="y")
+    assert 'aria-label="y against x: MSE, power 1; MSE"' in block
 
 
 def test_tables_show_what_is_missing_and_what_is_best():
@@ -164,7 +238,13 @@ def test_tables_show_what_is_missing_and_what_is_best():
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0, "0"), (12345, "12,345"), (-0.5, "−0.5"), (0.123456, "0.1235"), (1234.5, "1,234"), (1e-7, "10⁻⁷")]
-    + [(1.2346e-5, "1.235×10⁻⁵"), (2.5e9, "2.5×10⁹"), (math.inf, "–"), (np.float32(0.25), "0.25")],
+    + [
+        (1234567.8, "1,234,568"),
+        (1.2346e-5, "1.235×10⁻⁵"),
+        (2.5e9, "2.5×10⁹"),
+        (math.inf, "–"),
+        (np.float32(0.25), "0.25"),
+    ],
 )
 def test_numbers_are_written_to_be_read(value, text):
     assert cards.number(value) == text
@@ -181,7 +261,7 @@ def test_colors_can_be_read_in_light_and_in_dark():
         r, g, b = (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (r, g, b))
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
-    least_of = {"ink": 10, "soft": 4.5, "accent": 4.5} | {f"s{i}": 3 for i in range(cards.COLORS)}
+    least_of = {"ink": 10, "soft": 4.5, "accent": 4.5} | {f"s{i}": 3 for i in range(curves.COLORS)}
     for colors in (light, dark):
         for name, least in least_of.items():
             a, b = sorted((luminance(colors["paper"]), luminance(colors[name])))
@@ -197,9 +277,14 @@ addEventListener("load", () => {
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     images: [...document.querySelectorAll("img[src]")].map(i => [i.naturalWidth, i.naturalHeight, i.width]),
     hacked: typeof window.hacked, resources: performance.getEntriesByType("resource").map(entry => entry.name),
-    scrolls: [...document.querySelectorAll(".scroll")].map(e => e.tabIndex),
+    texts: [...document.querySelectorAll("svg[role=img]")].map(drawing => [drawing.getBoundingClientRect(),
+      ...[...drawing.querySelectorAll("text")].map(text => {
+        const box = text.getBBox(), m = text.getCTM(), size = {size: parseFloat(getComputedStyle(text).fontSize)};
+        return {text: text.textContent, turned: text.hasAttribute("transform"), ...size,
+                ...JSON.parse(JSON.stringify(text.getBoundingClientRect()))};
+      })]),
     columns: getComputedStyle(document.querySelector(".gallery ul")).gridTemplateColumns.split(" ").length,
-    orders: [],
+    orders: [], edges: [],
   };
   const table = document.querySelector("table"), headings = [...table.tHead.rows[0].cells];
   const order = () => [...table.tBodies[0].rows].map(row => row.cells[0].textContent);
@@ -208,6 +293,16 @@ addEventListener("load", () => {
     button.focus();
     button.click();
     seen.orders.push([order(), headings.map(h => h.getAttribute("aria-sort")), document.activeElement === button]);
+  }
+  const box = document.querySelector(".scroll"), first = table.tBodies[0].rows[0].cells[0];
+  const shaded = element => getComputedStyle(element, "::after").content !== "none";
+  const edge = () => [box.parentElement.className, shaded(box.parentElement), shaded(first),
+                      first.getBoundingClientRect().left - box.getBoundingClientRect().left, box.tabIndex];
+  const ends = [0, 40, 1e6];
+  for (const left of ends) {
+    box.scrollLeft = left;
+    box.dispatchEvent(new Event("scroll"));
+    seen.edges.push(edge());
   }
   const dialog = document.querySelector("dialog");
   document.querySelectorAll(".zoom")[2].click();
@@ -249,7 +344,7 @@ class TestInABrowser:
 
     def test_nothing_overflows(self, seen, width):
         assert seen[width]["overflow"] <= 0
-        assert seen[width]["columns"] == {360: 3, 1280: 4}[width]  # narrower labels would break in words
+        assert seen[width]["columns"] == {360: 2, 1280: 4}[width]  # narrower labels would break in words
 
     def test_the_table_sorts_by_numbers_both_ways(self, seen, width):
         orders = seen[width]["orders"]
@@ -268,10 +363,33 @@ class TestInABrowser:
 
     def test_headings_and_wide_tables_take_the_keyboard(self, seen, width):
         assert all(focused for _, _, focused in seen[width]["orders"])
-        assert seen[width]["scrolls"] == [0]
+        assert [tab for *_, tab in seen[width]["edges"]] == [0] * 3
+
+    def test_a_table_shows_where_there_is_more_of_it(self, seen, width):
+        """Its shades tell the sides, and its first column stays."""
+        assert [edge[:3] for edge in seen[width]["edges"]] == [
+            ["wide after", True, False],
+            ["wide after before", True, True],
+            ["wide before", False, True],
+        ]
+        assert all(abs(offset) < 1 for *_, offset, _ in seen[width]["edges"])
+
+    def test_labels_are_whole_and_do_not_meet(self, seen, width):
+        assert len(seen[width]["texts"]) == 8
+        for drawing, *texts in seen[width]["texts"]:
+            for text in texts:
+                assert drawing["left"] <= text["left"] and text["right"] <= drawing["right"], text
+                assert drawing["top"] <= text["top"] and text["bottom"] <= drawing["bottom"], text
+            upright = [text for text in texts if not text["turned"]]
+            for one, other in itertools.combinations(upright, 2):
+                beside = one["right"] <= other["left"] or other["right"] <= one["left"]
+                assert beside or one["bottom"] <= other["top"] or other["bottom"] <= one["top"], (one, other)
+            slanted = [text["right"] for text in texts if text["turned"]]
+            for one, other in itertools.pairwise(slanted):
+                assert other - one >= texts[0]["size"] * drawing["width"] / 400, (one, other)
 
     def test_a_click_shows_an_image_large(self, seen, width):
-        assert seen[width]["dialog"] == [True, "L-BFGS, relu2_1, SSIM 0.50", "data:image/"]
+        assert seen[width]["dialog"] == [True, "L-BFGS · relu2_1 · SSIM 0.50", "data:image/"]
         assert seen[width]["closed"]
 
     def test_no_text_runs_and_nothing_is_fetched(self, seen, width):
@@ -282,7 +400,7 @@ class TestInABrowser:
 
 def test_lines_can_be_told_apart():
     """By their colors, and where these come again, by their dashes."""
-    strokes = [cards._stroke(i) for i in range(4 * cards.COLORS)]
+    strokes = [curves.stroke(i) for i in range(4 * curves.COLORS)]
     assert len({(stroke["stroke"], stroke["stroke_dasharray"]) for stroke in strokes}) == len(strokes)
 
 

@@ -29,9 +29,9 @@ def test_reconstructions_by_both_methods_of_every_layer(run, capsys):
     folder = run()
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
     whats = ["content of relu1_1", "style of relu1_1", "content of relu2_1", "style of relu2_1", "style up to relu2_1"]
-    assert set(table) == {f"{what}, {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
+    assert set(table) == {f"{what} by {method}" for what in whats for method in ("gradient descent", "L-BFGS")}
     assert all(0 < float(row["left"]) < 1 and float(row["mse"]) > 0 for row in table.values())
-    assert float(table["content of relu1_1, L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
+    assert float(table["content of relu1_1 by L-BFGS"]["loss"]) < 2  # an error as large as the features is 1
     card = (folder / "card.html").read_text()
     assert card.count("<img src=") == 2 * 2 + 10 and len(card) < 10e6
     assert images.load(folder / "sheet.png").std() > 0.1
@@ -71,7 +71,7 @@ def test_bad_input_is_refused_in_one_line_before_any_work(run, tmp_path, capsys,
 def test_augustins_recipe_has_his_steps_and_transfers(run):
     folder = run("--recipe", "augustins", "--steps", 20)
     table = {row["run"]: row for row in csv.DictReader((folder / "results.csv").read_text().splitlines())}
-    plain = {f"content of {name}, gradient descent": row for name, row in {"relu1_1": "20", "relu2_1": "50"}.items()}
+    plain = {f"content of {name} by gradient descent": row for name, row in {"relu1_1": "20", "relu2_1": "50"}.items()}
     assert {name: str(int(table[name]["evaluations"]) - 1) for name in plain} == plain
     assert {row["step"] for name, row in table.items() if name in plain} == {"0.01", "0.0001"}
     transfers = [name for name in table if name.startswith("transfer")]

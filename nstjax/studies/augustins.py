@@ -19,6 +19,7 @@ from nstjax import losses, metrics, objectives, optional, solvers
 from nstjax.features import vgg
 from nstjax.objectives import Objective
 from nstjax.studies import runner
+from nstjax.studies.markup import number
 from nstjax.typing import Array, Image
 
 
@@ -163,7 +164,7 @@ def transfers(
         for alpha, of in itertools.product([a for t, a in ALPHAS if t == times], ("content", "style")):
             own = {"method": "L-BFGS", "of": "transfer", "layers": [], "alpha": alpha, "alpha_of": of, "times": times}
             weights = {"content": 1.0, "style": 1.0, of: alpha}
-            name = f"transfer at {side} px, alpha {alpha:g} times the {of}"
+            name = f"transfer at {side} px with the {of} times {number(alpha)}"
             runs.append(runner.Run(name, about | own | {"size": side}, partial(prepare, pair, weights)))
         yield runner.Program(optimize, 2 * cycles + 1, (height, width), runs, keep=(cycles + 1,))
 

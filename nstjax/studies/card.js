@@ -17,6 +17,18 @@ for (const table of document.querySelectorAll("table")) {
     table.tBodies[0].append(...rows);
   }));
 }
+// Boxes that scroll: shades at their sides show where there is more; those that do not scroll need no focus.
+for (const box of document.querySelectorAll(".scroll")) {
+  const shade = () => {
+    const more = box.scrollWidth - box.clientWidth;
+    box.parentElement.classList.toggle("before", box.scrollLeft > 1);
+    box.parentElement.classList.toggle("after", box.scrollLeft < more - 1);
+    box.tabIndex = more > 0 ? 0 : -1;
+  };
+  box.addEventListener("scroll", shade);
+  new ResizeObserver(shade).observe(box);
+  shade();
+}
 // Images: a click shows one large.
 const dialog = document.querySelector("dialog");
 for (const button of document.querySelectorAll(".zoom")) {

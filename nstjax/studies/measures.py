@@ -21,7 +21,7 @@ Params = Mapping[str, Any]  # {network: its params}
 FIGURES = {
     "content_distance": "Content distance",
     "style_distance": "Style distance",
-    "moments_distance": "by moments",
+    "moments_distance": "Style by moments",
     "mse": "MSE",
     "ssim": "SSIM",
     "lpips": "LPIPS",

@@ -5,7 +5,8 @@ loss that AdaIN's decoder is trained to minimize.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,11 +24,6 @@ from nstjax.typing import Image
 STEPS = (100, 40)  # evaluations without and with --quick
 WEIGHTS = {"content": 1.0, "style": 10.0}  # as in train_adain.py
 Pairs = Mapping[str, tuple[Image, Image]]  # {name: (content image, style image)}
-ABOUT = (
-    "AdaIN’s images are those given by --reference or by the decoder of --adain; without either, those that minimize "
-    f"the loss that AdaIN’s decoder is trained by (Huang 2017, eq. 11 to 13), by {STEPS[0]} evaluations of L-BFGS "
-    f"from the content image ({STEPS[1]} with --quick)."
-)
 
 
 class Reference(NamedTuple):
@@ -74,7 +70,7 @@ def made(settings: Settings, source: Source) -> dict[str, Reference]:
         return {name: Reference(image, {"reference": runner.source(of[name])}) for name, image in source.images.items()}
     params = features.load("vgg19", layers=adain.LAYERS)
     if source.decoder and source.truth.adain:
-        about = {"reference": runner.source(source.truth.adain)}
+        about = {"decoder": runner.source(source.truth.adain)}
         return {name: Reference(_decoded(params, *source.decoder, *pair), about) for name, pair in source.pairs.items()}
     names = by_shape(source.pairs)
     solver, steps = solvers.lbfgs(_objective), STEPS[settings.quick]
@@ -83,9 +79,28 @@ def made(settings: Settings, source: Source) -> dict[str, Reference]:
         for shape, some in names.items()
     ]
     results = runner.run(settings._replace(output=settings.output / "adain"), programs)
-    about = {"reference": f"AdaIN's loss, {steps} evaluations"}
+    about = {"reference_evaluations": steps}
     by_name = dict(zip((name for some in names.values() for name in some), results, strict=True))
     return {name: Reference(by_name[name].image(), about) for name in source.pairs}
+
+
+def pair(content: Path, style: Path) -> str:
+    """A pair's name: "astronaut in the style of gale"."""
+    return f"{content.stem} in the style of {style.stem}"
+
+
+def about(results: Sequence[runner.Result]) -> str:
+    """Say what the AdaIN's images are that a study compares with."""
+    configurations = [result.configuration for result in results]
+    for of, told in (("decoder", "painted by the decoder"), ("reference", "those given by --reference,")):
+        names = dict.fromkeys(each[of]["name"] for each in configurations if isinstance(each.get(of), dict))
+        if names:
+            return f"AdaIN’s images are {told} {', '.join(names)}."
+    steps = next(filter(None, (each.get("reference_evaluations") for each in configurations)))
+    return (
+        "AdaIN’s images minimize the loss that AdaIN’s decoder is trained by (Huang 2017, equations 11 to 13), "
+        f"from the content image by {steps} evaluations of L-BFGS."
+    )
 
 
 def by_shape(pairs: Pairs) -> dict[tuple[int, int], list[str]]:
@@ -105,7 +120,7 @@ def _decoded(params: Any, net: nets.Decoder, variables: Any, content: Image, sty
 def _run(params: Any, name: str, content: Image, style: Image) -> runner.Run:
     digests = [hashlib.sha256(image.tobytes()).hexdigest() for image in (content, style)]
     about = {"weights": WEIGHTS, "images": digests}
-    return runner.Run(f"AdaIN’s image, {name}", about, lambda: (content, _data(params, content, style)))
+    return runner.Run(f"AdaIN’s image of {name}", about, lambda: (content, _data(params, content, style)))
 
 
 @jax.jit

@@ -12,18 +12,17 @@ from nstjax.studies.settings import Settings
 from nstjax.typing import Image
 
 GD, LBFGS = "gradient descent", "L-BFGS"
-COLUMNS = {"run": "Run", "loss": "Loss", "left": "Left of it", "mse": "MSE", "ssim": "SSIM"}
+COLUMNS = {"run": "Run", "loss": "Loss", "left": "Loss left", "mse": "MSE", "ssim": "SSIM"}
 DISTANCES = {"content_distance": "Content distance", "style_distance": "Style distance"}
 TEXT = report.Text(
     "What a layer remembers",
     "The content and the style of an image, reconstructed from noise by what single layers of VGG-19 know of them: "
     "the tables of Augustins 2017 and the figure of Gatys 2015, by gradient descent and by L-BFGS.",
-    "The nearer an image comes to its original, and the less of the noise’s loss is left, the more it remembers.",
+    "The nearer an image comes to its original, and the less of the first loss is left, the more its layer remembers.",
 )
 CAPTIONS = {
     "content": "Features, compared by their mean squared difference. SSIM is to the content image. "
-    "The first step of gradient descent changes pixels by the mean of --step, and all steps keep that scale; --recipe "
-    "augustins has Augustins’s own step sizes.",
+    "The first step of gradient descent changes pixels by --step in the mean, and all steps keep that scale.",
     "style": "Gram matrices, compared by their mean squared difference. Left is the part of the noise’s loss that "
     "remains: where strokes lie is not part of a style, so a distance to the style image would say nothing.",
     "many": "The Gram matrices of the first layers of blocks, up to the one named, each counting the same "
@@ -64,7 +63,7 @@ def write(
     transfers = [r for r in results if r.configuration["of"] == "transfer"]
     galleries = {of: [_originals_row(originals[of], first), *_rows_of(of, single, layers)] for of in originals}
     blocks = [cards.section(of.capitalize(), cards.gallery(galleries[of], caption=captions[of])) for of in originals]
-    ever_more = [(m, [_thumbnail(r, r.name.split(",")[0]) for r in some]) for m, some in many.items() if some]
+    ever_more = [(m, [_thumbnail(r, r.name.split(" by ")[0]) for r in some]) for m, some in many.items() if some]
     if ever_more:
         blocks.append(cards.section("Styles of ever more layers", cards.gallery(ever_more, caption=captions["many"])))
     rows = [(r.name, [_moment(r, step) for step in r.steps]) for r in transfers]
@@ -109,7 +108,8 @@ def _by_layer(
 def _descent(single: Singles, of: str, name: str) -> cards.Html:
     """A layer's loss over the evaluations."""
     lines = {m: single[of, name, m].line("loss") for m in _methods(single, of)}
-    return cards.curves(lines, x="evaluations", y="loss", log="y", caption=f"{of.capitalize()} of {name}.")
+    caption = cards.sentence(f"{of.capitalize()} of ", cards.name(name), ".")
+    return cards.curves(lines, x="evaluations", y="loss", log="y", caption=caption)
 
 
 def _originals_row(original: Image, first: Image) -> cards.Row:

@@ -18,6 +18,8 @@ from nstjax.studies.runner import Result
 from nstjax.studies.settings import Settings
 from nstjax.typing import Image
 
+LEFT = "part of the first loss that is left"  # name of an axis
+
 
 class Text(NamedTuple):
     """The fixed text of a card."""
@@ -73,7 +75,7 @@ def write(
         "Command": terminal.command(sys.argv),
         "Hardware": "; ".join(dict.fromkeys(result.machine["hardware"] for result in results)),
         "Versions": "; ".join(dict.fromkeys(result.machine["versions"] for result in results)),
-        "Time": f"{_duration(seconds)} for {len(results)} runs, compiling included",
+        "Time": f"{_duration(seconds)}, compiling included",
         "Evaluations": f"{evaluations:,.0f} of losses with gradients",
         "Peak memory": f"{peak / 1e9:.2f} GB",
         "Seeds": ", ".join(map(str, seeds)) if seeds else "none: nothing is random",
@@ -88,7 +90,7 @@ def write(
         for result in results
     ]
     columns = {**table, "evaluations": "Evaluations", "seconds": "Seconds"}
-    runs = cards.table(every, columns=columns, best=best, caption="Every run. A click on a heading sorts.")
+    runs = cards.table(every, columns=columns, best=best, caption="A click on a heading sorts.")
     page = cards.page(
         text.title,
         cards.section("How to read it", text.reading),

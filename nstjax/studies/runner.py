@@ -36,6 +36,7 @@ MOST_TOGETHER = {"cpu": 4}  # runs that are optimized together at most, by backe
 # (first image, data, steps=) -> (step from 1, image, terms): what optimizes one image by itself, as `solvers.run` does.
 # Where a step evaluates the loss more than once, the terms have "evaluations", how many there were until then.
 Optimize = Callable[..., Iterator[tuple[int, Image, dict[str, Any]]]]
+LATIN = str.maketrans({"α": "alpha", **dict(zip("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789", strict=True))})  # in files
 Figures = dict[str, Any]  # {figure: number, or None where there is none}
 
 
@@ -270,7 +271,7 @@ def _stored(path: Path, configuration: dict) -> Result | None:
 def _slug(name: str) -> str:
     """A file name from a run's name, with a digest if characters were left out."""
     plain = re.sub(r"[ ,]+", "-", name)
-    safe = re.sub(r"[^A-Za-z0-9._+=-]", "", plain).lstrip(".-")[:80]
+    safe = re.sub(r"[^A-Za-z0-9._+=-]", "", plain.replace("×10", "e").translate(LATIN)).lstrip(".-")[:80]
     return safe if safe == plain else f"{safe}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 

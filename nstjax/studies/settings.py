@@ -17,7 +17,7 @@ class Settings(NamedTuple):
     output: Path = Path("study")
     """folder for the card, card.html, with results.csv, results.json, sheet.png and the runs."""
     quick: bool = False
-    """a small study, done in two minutes on two cores."""
+    """a small study, done in two to three minutes on two cores."""
     size: int | None = None
     """long side of the images in pixels."""
     steps: int | None = None
