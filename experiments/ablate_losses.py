@@ -52,7 +52,7 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     "laplacian": {f"Laplacian of weight {weight:g}": BASE | {"laplacian": weight} for weight in (10.0, 100.0)},
     "perceptual": {
         "LPIPS for content": {"perceptual": 3.0, "style": 10.0},
-        "Johnson’s loss for content": {"johnson": 1.0, "style": 10.0},
+        "Johnson’s loss for content": {"johnson": 5.0, "style": 10.0},
         "MSE and Johnson’s loss for content": BASE | {"johnson": 1.0},
     },
     "patches": {
