@@ -36,7 +36,7 @@ Neural style transfer: a photo in the style of a painting.
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones
 
-  nstjax COMMAND --help                 the flags used most; --help-all shows every flag
+  nstjax COMMAND --help                 common flags; --help-all shows all
   nstjax --version                      versions, and the device that computes
   nstjax --tyro-print-completion bash   a script for bash (or zsh) to source
 """
