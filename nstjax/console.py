@@ -23,6 +23,7 @@ import tyro
 import nstjax
 from nstjax import terminal
 from nstjax.errors import InputError, reason
+from nstjax.optional import needed
 from nstjax.weights import bundled_folder
 
 CONFIG = (tyro.conf.OmitArgPrefixes, tyro.conf.SuppressFixed)
@@ -35,6 +36,7 @@ Neural style transfer: a photo in the style of a painting.
   nstjax stylize photo.jpg starry_night -o out.png      run a trained net
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones
+  nstjax web                                            paint in your browser
 
   nstjax COMMAND --help                 common flags; --help-all shows all
   nstjax --version                      versions, and the device that computes
@@ -85,12 +87,14 @@ def main() -> None:
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in COMMANDS:
         terminal.run(f"nstjax {name}", functools.partial(run, name, arguments))
+    elif name == "web":
+        terminal.run("nstjax web", functools.partial(run_web, arguments))
     elif name == COMPLETION:
         print_completion(sys.argv[1:])
     else:
         with terminal.refusals("nstjax"):
             if arguments or name not in OTHERS:
-                known = ", ".join([*COMMANDS, "styles"])
+                known = ", ".join([*COMMANDS, "styles", "web"])
                 raise InputError(f"{' '.join([name, *arguments])}: is no command; there are {known} (nstjax --help)")
             print(OTHERS[name](), end="")
 
@@ -109,6 +113,17 @@ def run(name: str, arguments: Sequence[str]) -> None:
     flags = ["--help", *arguments] if every else with_flags(command, arguments, experiment)
     sys.argv = [f"nstjax {name}", *flags]
     entry()
+
+
+def run_web(arguments: Sequence[str]) -> None:
+    """Serve the live page, with the flags of `web.serve`."""
+    needed("starlette", "nstjax web", '"nstjax[web]"')
+    from nstjax import web
+
+    flags, rest = parsed(called(web.serve), arguments)
+    if rest:
+        raise InputError(f"{rest[0]}: is no flag; there are --port and --no-browser")
+    web.serve(**flags)
 
 
 def load(experiment: str) -> ModuleType:
@@ -134,7 +149,7 @@ def with_flags(command: Command, arguments: Sequence[str], experiment: ModuleTyp
     named = {text[2:].split("=")[0].replace("_", "-") for text in flags if text.startswith("--")}
     missing = [flag for flag in command.required if flag not in named]
     # Names can stand behind flags, too, and only tyro knows how many values a flag takes.
-    for name in unknown(experiment, [*flags, *(text for flag in missing for text in (f"--{flag}", "-"))]):
+    for name in parsed(flags_of(experiment), [*flags, *(text for flag in missing for text in (f"--{flag}", "-"))])[1]:
         if name.startswith("-"):
             raise InputError(f"{name}: is no flag; --help-all shows every flag")
         if flags.count(name) > 1:
@@ -165,15 +180,17 @@ def place(names: Sequence[str], flags: Sequence[str]) -> dict[str, list[str]]:
     return placed | ({flags[starred][:-1]: left} if left else {})
 
 
-def unknown(experiment: ModuleType, arguments: Sequence[str]) -> list[str]:
-    """What of a command line tyro takes for neither a flag nor its value.
+def parsed(kind: Callable[..., Any], arguments: Sequence[str]) -> tuple[Any, list[str]]:
+    """What tyro makes of a command line, and what in it is neither a flag nor a flag's value.
 
     Raises InputError, in one line, for what tyro rejects.
     """
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
-            return tyro.cli(flags_of(experiment), args=arguments, return_unknown_args=True, config=CONFIG)[1]
-        except SystemExit:
+            return tyro.cli(kind, args=arguments, return_unknown_args=True, config=CONFIG)
+        except SystemExit as stop:
+            if not stop.code:  # after --help
+                raise
             raise InputError(first_sentence(said.getvalue())) from None
 
 
@@ -181,7 +198,12 @@ def flags_of(experiment: ModuleType) -> Callable[..., Any]:
     """What tyro is to parse for an experiment, of which nothing runs."""
     if hasattr(experiment, "Flags"):
         return experiment.Flags
-    return functools.wraps(experiment.main)(lambda **flags: flags)
+    return called(experiment.main)
+
+
+def called(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """A function with the signature of another that returns what it is called with."""
+    return functools.wraps(function)(lambda **flags: flags)
 
 
 def unboxed(line: str) -> str:
