@@ -32,7 +32,7 @@ def on_page_markdown(markdown, **_):
 
 
 def markdown(notebook):
-    """A notebook's cells, and the text and the images that they put out."""
+    """A notebook's cells as a page, with the text and the images that they put out."""
     return "\n\n".join(part for cell in notebook["cells"] for part in parts(cell))
 
 

@@ -104,21 +104,18 @@ def application(token: str, host: str, folder: Path) -> Any:
         return FileResponse(PICTURES / name, headers=HEADERS) if name else refused("no such file", 404)
 
     async def upload(request: Request) -> Response:
+        content = bytearray()
+        async for chunk in request.stream():
+            content += chunk
+            if len(content) > MAX_BYTES:
+                return refused(f"the file is over {MAX_BYTES >> 20} MB; shrink it first", 413)
         path = folder / f"upload-{secrets.token_hex(8)}"
-        size = 0
-        with open(path, "wb") as file:
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BYTES:
-                    break
-                file.write(chunk)
+        path.write_bytes(content)
         try:
-            if size > MAX_BYTES:
-                raise InputError(f"the file is over {MAX_BYTES >> 20} MB; shrink it first")
             h, w = await asyncio.to_thread(images.shape, path, minimum=16)
         except InputError as error:
             path.unlink()
-            return refused(str(error).replace(str(path), "the file"), 413 if size > MAX_BYTES else 400)
+            return refused(str(error).replace(str(path), "the file"), 400)
         forget(folder)
         return JSONResponse({"name": path.name, "width": w, "height": h}, headers=HEADERS)
 
@@ -225,9 +222,8 @@ def work(job: Job, options: Mapping[str, Any], folder: Path) -> None:
             job.tell(done=job.name, stopped=job.stop.is_set())
     except (InputError, FloatingPointError) as error:
         job.tell(error=str(error).replace(str(folder), "").lstrip("/"))
-    except Exception as error:  # the page must not wait for a thread that is gone
+    except Exception as error:  # such as XLA's without memory; the page must not wait for ever
         job.tell(error=f"{type(error).__name__}: {error}")
-        raise
 
 
 def painting(options: Mapping[str, Any]) -> Any:
