@@ -117,9 +117,10 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 def run_web(arguments: Sequence[str]) -> None:
     """Serve the live page, with the flags of `web.serve`."""
-    needed("starlette", "nstjax web", '"nstjax[web]"')
+    needed("starlette", "the page", '"nstjax[web]"')
     from nstjax import web
 
+    sys.argv = ["nstjax web", *arguments]
     flags, rest = parsed(called(web.serve), arguments)
     if rest:
         raise InputError(f"{rest[0]}: is no flag; there are --port and --no-browser")

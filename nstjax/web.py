@@ -67,7 +67,7 @@ def serve(*, port: int = 0, browser: bool = True) -> None:
     Raises:
         InputError: the port is not free, or uvicorn is missing.
     """
-    uvicorn = needed("uvicorn", "nstjax web", '"nstjax[web]"')
+    uvicorn = needed("uvicorn", "the page", '"nstjax[web]"')
     listening = socket.socket()
     try:
         listening.bind(("127.0.0.1", port))

@@ -264,6 +264,7 @@ def test_the_command_prints_its_address_and_ends_by_ctrl_c():
 
 
 def test_bad_flags_are_one_line(monkeypatch):
+    monkeypatch.setattr(sys, "argv", [])
     for flags, told in ((["--bogus"], "--bogus: is no flag"), (["--port", "x"], "--port")):
         with pytest.raises(InputError, match=told):
             console.run_web(flags)
