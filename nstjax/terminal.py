@@ -107,8 +107,9 @@ def command(arguments: Sequence[str]) -> str:
     replaced, and text that is too long for some format is cut.
     """
     readable = (re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", argument) for argument in arguments)
-    program, *rest = (printable(_without_folders(argument)) for argument in readable)
-    text = shlex.join([*(program.split() if program.startswith("nstjax ") else ("python", program)), *rest])
+    words = [printable(_without_folders(argument)) for argument in readable]
+    ours = bool(words) and words[0].startswith("nstjax ")  # "nstjax paint", as `console.run` calls it
+    text = shlex.join([*words[0].split(), *words[1:]] if ours else ["python", *words])
     while len(json.dumps(text)) > MAX_COMMAND:
         text = text[: len(text) * 9 // 10] + "…"
     return text
