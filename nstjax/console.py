@@ -116,15 +116,24 @@ def run(name: str, arguments: Sequence[str]) -> None:
 
 
 def run_web(arguments: Sequence[str]) -> None:
-    """Serve the live page, with the flags of `web.serve`."""
+    """Serve the live page (`web.serve`)."""
     needed("starlette", "the page", '"nstjax[web]"')
     from nstjax import web
 
+    def serve(*, port: int = 0, browser: bool = True) -> dict[str, Any]:
+        """Paint in the browser: nstjax web [PHOTO [PAINTING]] [flags].
+
+        Args:
+            port: of 127.0.0.1; 0 takes a free one.
+            browser: open the page in the browser.
+        """
+        return {"port": port, "browser": browser}
+
     sys.argv = ["nstjax web", *arguments]
-    flags, rest = parsed(called(web.serve), arguments)
-    if rest:
-        raise InputError(f"{rest[0]}: is no flag; there are --port and --no-browser")
-    web.serve(**flags)
+    flags, names = parsed(serve, arguments)
+    if len(names) > 2 or any(name.startswith("-") for name in names):
+        raise InputError(f"{' '.join(names)}: give a photo, a painting, --port and --no-browser alone")
+    web.serve(*map(Path, names), **flags)
 
 
 def load(experiment: str) -> ModuleType:
@@ -199,12 +208,7 @@ def flags_of(experiment: ModuleType) -> Callable[..., Any]:
     """What tyro is to parse for an experiment, of which nothing runs."""
     if hasattr(experiment, "Flags"):
         return experiment.Flags
-    return called(experiment.main)
-
-
-def called(function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-    """A function with the signature of another that returns what it is called with."""
-    return functools.wraps(function)(lambda **flags: flags)
+    return functools.wraps(experiment.main)(lambda **flags: flags)
 
 
 def unboxed(line: str) -> str:

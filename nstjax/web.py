@@ -15,6 +15,7 @@ import threading
 import webbrowser
 from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from nstjax.weights import PICTURES
 MAX_BYTES = 64 << 20  # of an uploaded file
 MAX_FILES = 64  # uploads and results that are kept; older ones are deleted
 SIZES = (64, 1024)  # pixels of the long side
-BUNDLED = {"photo": "astronaut.jpg", "painting": "gale.jpg"}
+BUNDLED = {"photo": PICTURES / "astronaut.jpg", "painting": PICTURES / "gale.jpg"}
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -57,17 +58,20 @@ class Job(NamedTuple):
         self.loop.call_soon_threadsafe(self.events.put_nowait, event)
 
 
-def serve(*, port: int = 0, browser: bool = True) -> None:
+def serve(*names: Path, port: int = 0, browser: bool = True) -> None:
     """Serve the page until Ctrl-C.
 
     Args:
+        names: of the photo and the painting that it begins with, by default the bundled ones.
         port: of 127.0.0.1; 0 takes a free one.
         browser: open the page in the user's browser.
 
     Raises:
-        InputError: the port is not free, or uvicorn is missing.
+        InputError: the port is not free, a file is no image, or uvicorn is missing.
     """
     uvicorn = needed("uvicorn", "the page", '"nstjax[web]"')
+    for path in names:
+        images.shape(path, minimum=16)
     listening = socket.socket()
     try:
         listening.bind(("127.0.0.1", port))
@@ -80,48 +84,38 @@ def serve(*, port: int = 0, browser: bool = True) -> None:
         if browser:
             webbrowser.open(address)
         config = uvicorn.Config(
-            application(token, host, Path(folder)), log_level="warning", timeout_graceful_shutdown=1
+            application(token, host, Path(folder), dict(zip(BUNDLED, names, strict=False))),
+            log_level="warning",
+            timeout_graceful_shutdown=1,
         )
         uvicorn.Server(config).run(sockets=[listening])
 
 
-def application(token: str, host: str, folder: Path) -> Any:
+def application(token: str, host: str, folder: Path, first: Mapping[str, Path]) -> Any:
     """The ASGI application: the page, files to upload, paintings as streams of events, and their results.
 
     Args:
         token: with which every path begins.
         host: that requests must name, 127.0.0.1:PORT.
         folder: for uploads and results.
+        first: {"photo" or "painting": the file to begin with}, by default a bundled one.
     """
+    first = {**BUNDLED, **first}
     worker = ThreadPoolExecutor(1)  # one job at a time; the others wait
     jobs: dict[str, Job] = {}
 
     async def page(request: Request) -> Response:
         return FileResponse(Path(__file__).with_name("web.html"), headers=HEADERS)
 
-    async def bundled(request: Request) -> Response:
-        name = BUNDLED.get(request.path_params["name"])
-        return FileResponse(PICTURES / name, headers=HEADERS) if name else refused("no such file", 404)
-
-    async def upload(request: Request) -> Response:
-        content = bytearray()
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > MAX_BYTES:
-                return refused(f"the file is over {MAX_BYTES >> 20} MB; shrink it first", 413)
-        path = folder / f"upload-{secrets.token_hex(8)}"
-        path.write_bytes(content)
-        try:
-            h, w = await asyncio.to_thread(images.shape, path, minimum=16)
-        except InputError as error:
-            path.unlink()
-            return refused(str(error).replace(str(path), "the file"), 400)
-        forget(folder)
-        return JSONResponse({"name": path.name, "width": w, "height": h}, headers=HEADERS)
+    async def thumbnail(request: Request) -> Response:
+        if (path := first.get(request.path_params["name"])) is None:
+            return refused("no such image", 404)
+        shown = jpeg(await asyncio.to_thread(images.load, path, size=512))
+        return Response(shown, media_type="image/jpeg", headers=HEADERS)
 
     async def paint(request: Request) -> Response:
         try:
-            options = asked(request.query_params, folder)
+            options = asked(request.query_params, folder, first)
         except InputError as error:
             return refused(str(error), 400)
         job = Job(
@@ -137,21 +131,41 @@ def application(token: str, host: str, folder: Path) -> Any:
             job.stop.set()
         return Response(status_code=204 if job else 404, headers=HEADERS)
 
-    async def result(request: Request) -> Response:
-        path = folder / f"result-{request.path_params['name']}.png"
-        if not (request.path_params["name"].isalnum() and path.is_file()):
-            return refused("no such image", 404)
-        return FileResponse(path, filename="stylized.png", headers=HEADERS)
-
     routes = [
         Route("/", page),
-        Route("/bundled/{name}", bundled),
-        Route("/files", upload, methods=["PUT"]),
+        Route("/first/{name}", thumbnail),
+        Route("/files", partial(upload, folder=folder), methods=["PUT"]),
         Route("/paint", paint),
         Route("/stop/{name}", stop, methods=["POST"]),
-        Route("/results/{name}", result),
+        Route("/results/{name}", partial(result, folder=folder)),
     ]
     return guarded(Starlette(routes=[Mount(f"/{token}", routes=routes)]), host)
+
+
+async def upload(request: Request, *, folder: Path) -> Response:
+    """Keep an image of at most MAX_BYTES, whose header can be read, for a painting."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > MAX_BYTES:
+            return refused(f"the file is over {MAX_BYTES >> 20} MB; shrink it first", 413)
+    path = folder / f"upload-{secrets.token_hex(8)}"
+    path.write_bytes(content)
+    try:
+        h, w = await asyncio.to_thread(images.shape, path, minimum=16)
+    except InputError as error:
+        path.unlink()
+        return refused(str(error).replace(str(path), "the file"), 400)
+    forget(folder)
+    return JSONResponse({"name": path.name, "width": w, "height": h}, headers=HEADERS)
+
+
+async def result(request: Request, *, folder: Path) -> Response:
+    """A finished or stopped painting as a PNG."""
+    path = folder / f"result-{request.path_params['name']}.png"
+    if not (request.path_params["name"].isalnum() and path.is_file()):
+        return refused("no such image", 404)
+    return FileResponse(path, filename="stylized.png", headers=HEADERS)
 
 
 def guarded(application: Any, host: str) -> Any:
@@ -179,15 +193,15 @@ def forget(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def asked(query: Mapping[str, str], folder: Path) -> dict[str, Any]:
+def asked(query: Mapping[str, str], folder: Path, first: Mapping[str, Path]) -> dict[str, Any]:
     """What a request asks to paint: paths of content and style, preset, size, and the recipe's changes.
 
     Raises InputError for what is missing, unknown or out of range.
     """
     options: dict[str, Any] = {"preset": query.get("preset", "fast"), "changes": {}}
-    for name, bundled in BUNDLED.items():
+    for name in BUNDLED:
         given = query.get(name, "")
-        path = folder / given if given else PICTURES / bundled
+        path = folder / given if given else first[name]
         if given and not (given.removeprefix("upload-").isalnum() and path.is_file()):
             raise InputError("is gone; drop it again", argument=name)
         options[name] = path
@@ -211,7 +225,7 @@ def work(job: Job, options: Mapping[str, Any], folder: Path) -> None:
         progress = None
         if not job.gone.is_set():
             for progress in painting(options):
-                shown = picture(progress.image)
+                shown = base64.b64encode(jpeg(progress.image)).decode()
                 terms = {"loss": float(progress.terms["loss"]), "step": progress.step, "total": progress.total}
                 job.tell(size=progress.size, work=progress.work, image=shown, **terms)
                 if job.gone.is_set() or job.stop.is_set():
@@ -235,11 +249,11 @@ def painting(options: Mapping[str, Any]) -> Any:
     return neural_style.paint(content, [style], preset=recipe)
 
 
-def picture(image: Any) -> str:
-    """A JPEG of an image as base64, for an event."""
+def jpeg(image: Any) -> bytes:
+    """An image as a JPEG."""
     file = io.BytesIO()
     Image.fromarray(pixels.to_bytes(image)).save(file, "JPEG", quality=88)
-    return base64.b64encode(file.getvalue()).decode()
+    return file.getvalue()
 
 
 async def watched(job: Job, jobs: dict[str, Job]) -> AsyncIterator[str]:

@@ -41,12 +41,12 @@ TOKEN = "secret"
 class Server:
     """The page on a free port, in a thread."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, first=None):
         self.folder, listening = folder, socket.socket()
         listening.bind(("127.0.0.1", 0))
         self.host = f"127.0.0.1:{listening.getsockname()[1]}"
         self.url = f"http://{self.host}/{TOKEN}/"
-        config = uvicorn.Config(web.application(TOKEN, self.host, folder), log_level="error", ws="none")
+        config = uvicorn.Config(web.application(TOKEN, self.host, folder, first or {}), log_level="error", ws="none")
         config.timeout_graceful_shutdown = 1
         self.server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listening]})
@@ -217,7 +217,7 @@ def test_what_cannot_be_painted_is_refused(server, steps, query):
         ("", {"Origin": "null"}, 403),
         ("paint", {"Origin": "http://127.0.0.1:1"}, 403),
         ("results/..%2f..%2fetc%2fpasswd", {}, 404),
-        ("bundled/..%2fSOURCES.md", {}, 404),
+        ("first/..%2fSOURCES.md", {}, 404),
         ("", {}, 200),
     ],
 )
@@ -233,6 +233,21 @@ def test_the_page_needs_nothing_else(server):
     assert response.getheader("referrer-policy") == "no-referrer" and "http" not in page.replace("<!doctype html>", "")
     for preset in recipes.PRESETS:
         assert f"<option>{preset}" in page
+
+
+def test_it_begins_with_the_files_that_were_named(tmp_path, steps, monkeypatch):
+    asked, paint = [], steps.paint
+    monkeypatch.setattr(web, "painting", lambda options: asked.append(options) or paint(options))
+    photo = picture(tmp_path / "photo.tif", 1)
+    server = Server(tmp_path, {"photo": photo})
+    try:
+        status, shown = server.ask("GET", "first/photo")
+        assert status == 200 and Image.open(io.BytesIO(shown)).format == "JPEG"
+        assert "done" in list(server.events())[-1]
+        assert asked[0]["photo"] == photo and asked[0]["painting"].name == "gale.jpg"
+    finally:
+        server.server.should_exit = True
+        server.thread.join(20)
 
 
 def test_old_files_are_deleted(tmp_path, monkeypatch):
@@ -265,7 +280,11 @@ def test_the_command_prints_its_address_and_ends_by_ctrl_c():
 
 def test_bad_flags_are_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
-    for flags, told in ((["--bogus"], "--bogus: is no flag"), (["--port", "x"], "--port")):
+    for flags, told in (
+        (["nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["--bogus"], "--bogus: give a photo, a painting"),
+        (["--port", "x"], "--port"),
+    ):
         with pytest.raises(InputError, match=told):
             console.run_web(flags)
 
@@ -348,7 +367,7 @@ def test_drop_paint_watch_stop_and_save_in_a_browser(server, steps, browser):
         assert browser.run("[...document.images].every(image => image.naturalWidth > 0)")
         browser.run(DROP % 'new Blob(["no image"])')
         browser.until(f"{STATUS}.startsWith('the file: ')")
-        browser.run(DROP % 'await (await fetch("bundled/photo")).blob()')
+        browser.run(DROP % 'await (await fetch("first/photo")).blob()')
         browser.until(f"{STATUS} == 'photo: 512 x 512 px'")
         browser.run("document.getElementById('paint').click()")
         browser.until(f"losses.length > 4 && {STATUS}.includes(' of 100000, loss ')")
