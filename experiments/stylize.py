@@ -131,7 +131,7 @@ def paint(flags, plan, stylize, *, limit):
     with terminal.stop_signals() as stopped, contextlib.closing(painting), bar:
         for saved, bar.total, errors in painting:
             for error in errors:
-                tqdm.write(f"stylize.py: {error}", file=sys.stderr)
+                tqdm.write(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
             done, failed = done + saved, failed + len(errors)
             bar.update(saved + len(errors))
             if stopped():

@@ -101,13 +101,15 @@ MAX_COMMAND = 40_000  # bytes as JSON: with the versions, less than the 64 kB th
 
 
 def command(arguments: Sequence[str]) -> str:
-    """Return a command line as text for files' metadata: `python`, then the arguments, without folders.
+    """Return a command line as text for files' metadata, without folders; a script's begins with `python`.
 
     Names of folders can reveal who somebody is, and where. Control characters are escaped, bytes that are not text are
     replaced, and text that is too long for some format is cut.
     """
     readable = (re.sub("[\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", argument) for argument in arguments)
-    text = shlex.join(["python", *(printable(_without_folders(argument)) for argument in readable)])
+    words = [printable(_without_folders(argument)) for argument in readable]
+    ours = bool(words) and words[0].startswith("nstjax ")  # "nstjax paint", as `console.run` calls it
+    text = shlex.join([*words[0].split(), *words[1:]] if ours else ["python", *words])
     while len(json.dumps(text)) > MAX_COMMAND:
         text = text[: len(text) * 9 // 10] + "…"
     return text
