@@ -130,7 +130,7 @@ def replaced(x: Columns, pools: Sequence[Pool], *, spread: float = 0.0) -> Colum
         inside = (region >= highest).ravel()
         price: Any = 0.0
         if spread:
-            some = slice(None, None, -(-centered.shape[0] // (2 * BLOCK)))
+            some = slice(None, None, -(-centered.shape[0] // BLOCK))
             price = spread * prices(centered[some], vectors - mean, weights=1.0 * inside[some], allowed=allowed)
         gains, index = nearest(centered, vectors - mean, prices=price, allowed=allowed)
         better = inside & (gains > best)
@@ -147,8 +147,8 @@ def target(
     weights: Mapping[str, Any],
     key: jax.Array,
     *,
-    iterate: float = 0.25,
-    spread: float = 0.5,
+    iterate: float = 0.5,
+    spread: float = 1.0,
 ) -> Columns:
     """The hypercolumns that an image is to have: nearest neighbors among those of the styles.
 
@@ -196,7 +196,7 @@ def loss(
     """
     h, w, _ = target.shape
     x = hypercolumns(features, weights, shape=(h, w))
-    differences = losses.moments(x) - losses.moments(target)
+    differences = losses.moments(x, epsilon=1e-8) - losses.moments(target, epsilon=1e-8)
     total = ((x - target) ** 2).sum(2).mean() + moments * (differences**2).sum()
     return total / jnp.maximum((target**2).sum(2).mean(), 1e-12)
 

@@ -179,6 +179,7 @@ PRESETS: dict[str, Recipe] = {
         margin=0.0,
         balance=1.0,
         optimizer="adam",
+        learning_rate=0.005,
         levels=True,
     ),
     # Whole distributions of features (Heitz 2021).
@@ -320,6 +321,8 @@ def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> 
         case "gd":
             tx = optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate))
             make = partial(solvers.gradient, transformation=tx, jump=solvers.JUMP)
-    chosen = pyramid.on_levels(make, objective) if recipe.levels else make(objective)
+    # Adam's steps are as long in every variable; those of the others are shorter where gradients are.
+    unit = 1.0 if recipe.optimizer.startswith("adam") else 0.5
+    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.levels else make(objective)
     chosen = solvers.keyed(chosen) if recipe.method.random else chosen
     return solvers.averaged(chosen, decay=recipe.average) if recipe.average else chosen
