@@ -44,6 +44,8 @@ def checked(job: Job) -> Job:
         for mask, like, what in ((style.mask, style.image, "mask"), (style.region, content, "region")):
             if mask is not None and not (mask.ndim == 2 and images.same_aspect(mask.shape[:2], like.shape[:2])):
                 raise InputError(f"a {what} is [H, W], of the aspect of its image", argument="styles")
+            if what == "mask" and mask is not None and not np.any(mask):
+                raise InputError("a mask is 0 everywhere, so there is nothing to learn from", argument="styles")
     styles = [style._replace(image=image_array(style.image, "styles")) for style in styles]
     init = job.init
     if isinstance(init, str):

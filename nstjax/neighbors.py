@@ -114,7 +114,8 @@ class Pool(NamedTuple):
 def replaced(x: Columns, pools: Sequence[Pool], *, spread: float = 0.0) -> Columns:
     """Hypercolumns x, each replaced by its nearest neighbor in any of the pools (eq. 1 of the paper).
 
-    Nearest is the greatest cosine of vectors that are centered, x by its own mean, the pools together by theirs.
+    Nearest is the greatest cosine of vectors that are centered, x by its own mean, the pools together by theirs. Where
+    none may be taken, x stays.
 
     Args:
         spread: times `prices`, from 0 (nearest neighbors) to 1 (all vectors of the pools are taken about as often).
@@ -124,7 +125,7 @@ def replaced(x: Columns, pools: Sequence[Pool], *, spread: float = 0.0) -> Colum
     mean = sum((pool.columns * pool.allowed[..., None]).sum((0, 1)) for pool in pools) / jnp.maximum(count, 1)
     regions = [jnp.ones(x.shape[:2]) if pool.region is None else pool.region for pool in pools]
     highest = jnp.stack(regions).max(0)
-    best, result = jnp.full(centered.shape[0], -jnp.inf), jnp.zeros_like(centered)
+    best, result = jnp.full(centered.shape[0], -jnp.inf), jnp.asarray(x).reshape(-1, x.shape[2])
     for pool, region in zip(pools, regions, strict=True):
         vectors, allowed = pool.columns.reshape(-1, x.shape[2]), pool.allowed.ravel()
         inside = (region >= highest).ravel()
@@ -180,6 +181,8 @@ def target(
         if style.mask is not None:
             mask = _resized(style.mask, shape_of_style)
             allowed &= mask >= mask.max() / 2
+        inner = allowed & _inner(shape_of_style)
+        allowed = jnp.where(inner.any(), inner, allowed)
         pools.append(Pool(columns, allowed, region))
         covered += 1.0 if region is None else region * style.weight / jnp.maximum(region.mean(), 1e-6)
     covered = jnp.clip(covered, 0, 1)[..., None]
@@ -204,6 +207,12 @@ def loss(
 def _shape(image: Image) -> tuple[int, int]:
     """A quarter of an image's (height, width)."""
     return max(1, image.shape[0] // 4), max(1, image.shape[1] // 4)
+
+
+def _inner(shape: tuple[int, int]) -> Bool[Array, "h w"]:
+    """All positions but the outermost, where a style image shows its frame and the network its padding."""
+    h, w = shape
+    return jnp.zeros(shape, bool).at[1 : h - 1, 1 : w - 1].set(True)
 
 
 def _resized(mask: Float[Array, "_ _"], shape: tuple[int, int]) -> Float[Array, "_ _"]:

@@ -131,14 +131,8 @@ _PYRAMID = Recipe(
     tv_weight=2.0,
     style_layer_weights=(256 / 341, 64 / 341, 16 / 341, 4 / 341, 1 / 341),
 )
-_HYPERCOLUMN = (
-    *(f"relu{block}_{i}" for block in (1, 2) for i in (1, 2)),
-    "relu3_1",
-    "relu3_2",
-    "relu3_3",
-    "relu4_3",
-    "relu5_3",
-)
+_SHALLOW = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3")
+_HYPERCOLUMN = (*_SHALLOW, "relu4_3", "relu5_3")
 PRESETS: dict[str, Recipe] = {
     # Fewer sizes, since a third of the time would go into compiling five.
     "fast": _PYRAMID._replace(steps=40, ratio=2.0),
@@ -146,16 +140,16 @@ PRESETS: dict[str, Recipe] = {
     # its content weight: it used a network with normalized weights, and with the original ones content gets lost.
     "gatys": Recipe(),
     "quality": _PYRAMID._replace(steps=200),
-    # After NNST's optimization (Kolkin 2022).
+    # After NNST's optimization (Kolkin 2022), which takes 200 steps of Adam for each of four sizes, and as many again.
     "neighbor": Recipe(
         method=methods.NEIGHBORS,
-        steps=60,
+        steps=40,
         network="vgg16",
-        style_layers=tuple(
-            f"relu{block}_{i}" for block, count in ((1, 2), (2, 2), (3, 3), (4, 3)) for i in range(1, count + 1)
-        ),
+        style_layers=(*_SHALLOW, "relu4_1", "relu4_2", "relu4_3"),
         content_weight=0.0,
         style_weight=1.0,
+        tv_weight=3.0,
+        average=0.9,
         ratio=2.0,
         smallest=64,
         coarse=1.0,

@@ -116,7 +116,7 @@ def test_masks_and_regions_restrict_what_is_taken():
     }
 
     def come_from(found, name):
-        return np.abs(found[:, :, None] - columns[name].reshape(-1, 10)).sum(3).min(2) < 1e-5
+        return np.abs(found[:, :, None] - columns[name][1:-1, 1:-1].reshape(-1, 10)).sum(3).min(2) < 1e-5
 
     both = target([Style(dark, region=left), Style(light, region=1 - left)], content)
     assert come_from(both, "dark")[:, :3].all() and come_from(both, "light")[:, 3:].all()
@@ -150,3 +150,20 @@ def test_the_loss_is_a_share_of_the_target():
     own = neighbors.hypercolumns(features(content), WEIGHTS, shape=(4, 6))
     assert float(neighbors.loss(features(content), content, own, WEIGHTS, None)) == 0
     assert float(neighbors.loss(features(content), content, 2 * own, WEIGHTS, None)) == pytest.approx(1 / 4, rel=1e-5)
+
+
+def test_the_rim_of_a_style_is_left_out_unless_nothing_else_may_be_taken():
+    framed = picture(1, 32, 48)
+    framed[:4] = framed[-4:] = framed[:, :4] = framed[:, -4:] = 1
+    mask = np.zeros((32, 48), np.float32)
+    mask[:4] = 1
+    white = np.asarray(neighbors.hypercolumns(features(framed), WEIGHTS, shape=(8, 12)))[0, :, :6]
+    for style, expected in ((Style(framed), False), (Style(framed, mask), True)):
+        found = target([style], np.ones((16, 24, 3), np.float32), spread=1.0)[..., :6]
+        assert (np.abs(found[:, :, None] - white).max(3).min(2) < 1e-5).all() == expected
+
+
+def test_where_nothing_may_be_taken_the_content_stays():
+    x = randoms(0, 4, 5, 6)
+    none = pool(randoms(1, 3, 3, 6), allowed=jnp.zeros((3, 3), bool))
+    np.testing.assert_array_equal(neighbors.replaced(x, [none], spread=1.0), x)

@@ -125,15 +125,16 @@ def few_positions(monkeypatch):
 @pytest.mark.parametrize("preset", WHOLE)
 def test_presets_of_whole_images_paint_the_same_each_time(preset):
     def painted(seed=0):
-        return list(neural_style.paint(image(1, (84, 96)), [image(2)], preset=preset, scales=2, steps=12, seed=seed))
+        how = {"preset": preset, "scales": 2, "ratio": 2.0, "steps": 8, "seed": seed}
+        return list(neural_style.paint(image(1, (64, 72)), [image(2)], **how))
 
     first, again, other = painted(), painted(), painted(seed=1)
-    assert {each.size for each in first} == {48, 96}
+    assert {each.size for each in first} == {36, 72}
     assert all(np.isfinite(each.image).all() and 0 <= each.image.min() <= each.image.max() <= 1 for each in first)
     np.testing.assert_array_equal(first[-1].image, again[-1].image)
     assert np.array_equal(first[-1].image, other[-1].image) == (not PRESETS[preset].method.random)
-    fine = [each.terms["loss"] for each in first if each.size == 96]
-    assert np.mean(fine[-2:]) < fine[0]
+    fine = [each.terms["loss"] for each in first if each.size == 72]
+    assert PRESETS[preset].method.random or fine[-1] < fine[0]
 
 
 @pytest.mark.usefixtures("few_positions")
@@ -142,15 +143,16 @@ def test_presets_of_whole_images_know_strength_and_regions(preset):
     content, dark = image(1), np.full((42, 48, 3), 0.05, np.float32)
 
     def last(styles, **changes):
-        *_, progress = neural_style.paint(content, styles, preset=preset, steps=12, **changes)
+        *_, progress = neural_style.paint(content, styles, preset=preset, steps=6, **changes)
         return progress.image
 
     moved = [np.abs(last([dark], strength=strength) - content).mean() for strength in (0.0, 0.1, 1.0)]
-    assert moved[0] < 0.01 and moved[0] < moved[1] < moved[2]
+    assert moved[0] < 0.02 and moved[0] < moved[1] < moved[2]
     left = np.zeros((42, 48), np.float32)
     left[:, :24] = 1
-    here = last([Style(dark, region=left), Style(np.float32(0.95 + 0 * dark), region=1 - left)])
-    assert here[:, :18].mean() < here[:, -18:].mean() - 0.1
+    light = 1 - dark
+    here, there = (last([Style(dark, region=region), Style(light, region=1 - region)]) for region in (left, 1 - left))
+    assert (here - there)[:, :18].mean() < 0 < (here - there)[:, -18:].mean()
 
 
 @pytest.mark.parametrize("preset", ["neighbor", "sliced"])
@@ -220,6 +222,7 @@ BAD = {
         {"styles": [Style(image(2), region=np.ones((42, 48), np.float32)), image(3)]},
         {"styles": [Style(image(2), region=np.ones((42, 24), np.float32))]},
         {"styles": [Style(image(2), mask=np.ones((42, 48, 3), np.float32))]},
+        {"styles": [Style(image(2), mask=np.zeros((42, 48), np.float32))]},
     ],
     "init": [{"init": "photo"}, {"init": image(1, (42, 42))}, {"init": 255 * image(1)}],
     "seed": [{"seed": -1}, {"seed": 2**32}],
