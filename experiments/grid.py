@@ -60,8 +60,7 @@ def main() -> None:
         terminal.check_seed(seed, "seeds")
     for weight in flags.style_weights:
         recipes.check(recipe._replace(style_weight=weight), given=given)
-    fixed = flags.init != "noise" and not recipe.method.random
-    terminal.check_effect(given, ("seeds", fixed, "only --init noise and some presets are random"))
+    terminal.check_effect(given, ("seeds", flags.init != "noise" and not recipe.method.random, "nothing is random"))
     terminal.check_effect(given, ("style_weights", recipe.strength is not None, "--strength sets them"))
     every = itertools.product(flags.content, flags.style, flags.style_weights or (recipe.style_weight,), flags.seeds)
     labels = labels_of(list(dict.fromkeys(Cell(*each) for each in every)))

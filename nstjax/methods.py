@@ -33,7 +33,7 @@ WASSERSTEIN = Method(
     )
 )
 NEIGHBORS = Method(
-    partial(whole.neural_style, style=whole.Term(neighbors.target, neighbors.loss)), at_once=True, held=1000
+    partial(whole.neural_style, style=whole.Term(neighbors.target, neighbors.loss)), at_once=True, held=1700
 )
 STROTSS = Method(
     partial(
