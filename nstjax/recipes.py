@@ -143,12 +143,12 @@ PRESETS: dict[str, Recipe] = {
     # After NNST's optimization (Kolkin 2022), which takes 200 steps of Adam for each of four sizes, and as many again.
     "neighbor": Recipe(
         method=methods.NEIGHBORS,
-        steps=40,
+        steps=60,
         network="vgg16",
         style_layers=(*_SHALLOW, "relu4_1", "relu4_2", "relu4_3"),
         content_weight=0.0,
         style_weight=1.0,
-        tv_weight=3.0,
+        tv_weight=1.0,
         average=0.9,
         ratio=2.0,
         smallest=64,
