@@ -29,8 +29,9 @@ class Flags(NamedTuple):
     """one painting or several, which are blended, or painted each into its --content-mask."""
     output: Path = Path("gatys.png")
     """the image to write: .png, .jpg, .webp, .tif or .bmp."""
-    preset: Literal["fast", "gatys", "quality"] = "fast"
-    """fast (Wasserstein pyramid, two minutes), quality (more sizes, five times the steps) or gatys (his notebook)."""
+    preset: Literal["fast", "quality", "neighbor", "strotss", "sliced", "gatys"] = "fast"
+    """fast (Wasserstein pyramid, two minutes), quality (more sizes, more steps), neighbor (nearest neighbors of
+    features), strotss (optimal transport), sliced (sliced Wasserstein) or gatys (his notebook)."""
     style_blend: tuple[float, ...] = ()
     """a number for each style, their shares."""
     style_mask: tuple[Path, ...] = ()
@@ -40,7 +41,7 @@ class Flags(NamedTuple):
     init: str = "content"
     """the start: content, noise, gray, style (its middle, in the photo's aspect), or a file, to continue from it."""
     seed: int = 0
-    """of --init noise."""
+    """of --init noise, and of the presets strotss and sliced."""
     frames: Path | None = None
     """a folder to write the image into every --frames-every steps, as 00001.jpg and so on."""
     frames_every: int = 5
@@ -83,7 +84,7 @@ def check(flags, recipe, given):
     terminal.check_effect(
         given,
         ("frames_every", flags.frames is None, "only with --frames"),
-        ("seed", flags.init != "noise", "only for --init noise, as nothing else is random"),
+        ("seed", flags.init != "noise" and not recipe.method.random, "only --init noise and some presets are random"),
         ("style_blend", len(flags.style) == 1, "there is one --style, and nothing to blend; give several"),
         *((name, recipe.no_style, "the style's weight is 0") for name in ("style_blend", "style_mask", "content_mask")),
     )

@@ -31,13 +31,13 @@ class Flags(NamedTuple):
     style: tuple[Path, ...] = (weights.PICTURES / "gale.jpg",)
     """the paintings."""
     seeds: tuple[int, ...] = (0,)
-    """of --init noise."""
+    """of --init noise, and of the presets strotss and sliced."""
     style_weights: tuple[float, ...] = ()
     """of the style loss; by default that of the recipe."""
     output: Path = Path("grid.png")
     """the sheet to write: .png, .jpg, .webp, .tif or .bmp."""
-    preset: Literal["fast", "gatys", "quality"] = "fast"
-    """fast (Wasserstein pyramid), quality (more sizes, five times the steps) or gatys (his notebook)."""
+    preset: Literal["fast", "quality", "neighbor", "strotss", "sliced", "gatys"] = "fast"
+    """fast, quality, neighbor, strotss, sliced or gatys; see docs/painting.md."""
     init: Literal["content", "noise", "gray", "style"] = "content"
     """the start: the photo, noise, gray, or the painting's middle, in the photo's aspect."""
     common: command.Common = command.Common()
@@ -60,7 +60,7 @@ def main() -> None:
         terminal.check_seed(seed, "seeds")
     for weight in flags.style_weights:
         recipes.check(recipe._replace(style_weight=weight), given=given)
-    terminal.check_effect(given, ("seeds", flags.init != "noise", "only for --init noise"))
+    terminal.check_effect(given, ("seeds", flags.init != "noise" and not recipe.method.random, "nothing is random"))
     terminal.check_effect(given, ("style_weights", recipe.strength is not None, "--strength sets them"))
     every = itertools.product(flags.content, flags.style, flags.style_weights or (recipe.style_weight,), flags.seeds)
     labels = labels_of(list(dict.fromkeys(Cell(*each) for each in every)))

@@ -20,7 +20,7 @@ import jax
 import optax
 import tyro
 
-from nstjax import images, nets, recipes, terminal, train, training
+from nstjax import images, methods, nets, terminal, train, training
 from nstjax.features import vgg
 from nstjax.weights import PICTURES
 
@@ -40,8 +40,8 @@ def main(
     content_weight: float = 1.0,
     style_weight: float = 2.5,
     tv_weight: float = 1e5,
-    content_distance: recipes.DistanceName = "mse",
-    style_distance: recipes.DistanceName = "mse",
+    content_distance: methods.DistanceName = "mse",
+    style_distance: methods.DistanceName = "mse",
     final_rate: float = 1.0,
     flags: tyro.conf.OmitArgPrefixes[training.Flags] = DEFAULTS,
 ) -> None:
@@ -69,7 +69,7 @@ def main(
     photos = training.examples(source, flags.crop)
     layers = {"content_layers": CONTENT_LAYERS, "style_layers": STYLE_LAYERS}
     forward = train.forward(training.for_training(nets.NETS[net]), lambda batch, keys: (batch,))
-    distances = {name: recipes.DISTANCES[distance] for name, distance in named.items()}
+    distances = {name: methods.DISTANCES[distance] for name, distance in named.items()}
     rate = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)
     paint = jax.jit(nets.NETS[net].apply)
     training.run(

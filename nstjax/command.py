@@ -7,7 +7,6 @@ import json
 import platform
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ import tyro
 from tqdm import tqdm
 
 import nstjax
-from nstjax import features, images, losses, memory, pyramid, recipes, stream, terminal
+from nstjax import features, images, memory, methods, pyramid, recipes, stream, terminal
 from nstjax.errors import InputError
 from nstjax.neural_style import Progress
 from nstjax.recipes import PRESETS, Recipe
@@ -31,9 +30,9 @@ class Common(NamedTuple):
     """long side of the image in pixels."""
     weights: str = "bundled"
     """bundled, keras or torchvision (downloaded), random, or a .h5, .pth, .onnx, .npz or .safetensors file."""
-    content_distance: recipes.DistanceName = "mse"
+    content_distance: methods.DistanceName = "mse"
     """of activations: mean square, Charbonnier (Pandey), sum of squares or half of it (Gatys 2015), or its root."""
-    style_distance: recipes.DistanceName = "mse"
+    style_distance: methods.DistanceName = "mse"
     """of Gram matrices, which --preset gatys compares."""
     gram: Literal["none", "hw", "chw", "2chw"] = "chw"
     """what Gram matrices are divided by: nothing, H W (Kitov), C H W (Johnson) or 2 C H W (Gatys 2015, RestyNet)."""
@@ -94,7 +93,7 @@ def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
     common = flags.common
     changes = {name: given[name] for name in Recipe._fields if name in given and name not in common._fields}
     changed = recipes.changed(flags.preset, changes)
-    grams = changed.style_loss is recipes.GRAM
+    grams = changed.method is methods.GRAM
     terminal.check_effect(
         given,
         ("content_distance", changed.no_content, "the content's weight is 0"),
@@ -103,9 +102,9 @@ def recipe(flags: Any, given: Mapping[str, Any]) -> Recipe:
         *((name, changed.no_style, "the style's weight is 0") for name in ("style_distance", "gram")),
     )
     if grams and (common.style_distance, common.gram) != ("mse", "chw"):
-        statistic = partial(losses.gram, normalization=common.gram)
-        changed = changed._replace(style_loss=recipes.StyleLoss(statistic, recipes.DISTANCES[common.style_distance]))
-    return changed._replace(content_distance=recipes.DISTANCES[common.content_distance])
+        distance = methods.DISTANCES[common.style_distance]
+        changed = changed._replace(method=methods.gram(normalization=common.gram, style_distance=distance))
+    return changed._replace(content_distance=methods.DISTANCES[common.content_distance])
 
 
 def keep_within(limit: float, budget: memory.Budget, chosen: str = "") -> None:

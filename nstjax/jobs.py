@@ -8,10 +8,11 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from nstjax import images, memory, pyramid
+from nstjax import color, images, memory, pyramid
 from nstjax.errors import InputError
 from nstjax.objectives import Style
-from nstjax.typing import Array, Image
+from nstjax.recipes import Recipe, style_size
+from nstjax.typing import Array, Image, Mask
 
 Start = Literal["content", "noise", "gray", "style"]
 
@@ -43,6 +44,8 @@ def checked(job: Job) -> Job:
         for mask, like, what in ((style.mask, style.image, "mask"), (style.region, content, "region")):
             if mask is not None and not (mask.ndim == 2 and images.same_aspect(mask.shape[:2], like.shape[:2])):
                 raise InputError(f"a {what} is [H, W], of the aspect of its image", argument="styles")
+            if what == "mask" and mask is not None and not np.any(mask):
+                raise InputError("a mask is 0 everywhere, so there is nothing to learn from", argument="styles")
     styles = [style._replace(image=image_array(style.image, "styles")) for style in styles]
     init = job.init
     if isinstance(init, str):
@@ -109,3 +112,30 @@ def resized(image: Float[Array, "_ _ c"], shape: tuple[int, int]) -> Float[np.nd
 def size(image: Float[Array, "h w ..."]) -> tuple[int, int]:
     """(height, width) of an image or a mask."""
     return image.shape[0], image.shape[1]
+
+
+def styles_at(job: Job, content: Image, margin: int, recipe: Recipe) -> list[Style]:
+    """The styles of a job at the sizes for a content image, with weights that sum to 1."""
+    given = styles_of(job)
+    total, styles = sum(style.weight for style in given), []
+    for style in given:
+        shape = shape_at(style.image.shape, style_size(recipe, size(style.image), size(content)))
+        image = color.recolored(resized(style.image, shape), content, method=recipe.preserve_color)
+        region = _mask(style.region, size(content), margin)
+        # A region counts as much as the part of the image that it covers, so that each of its pixels counts the same.
+        weight = style.weight / total * (1 if region is None else len(given) * region.mean())
+        styles.append(Style(image, _mask(style.mask, shape), region, np.float32(weight)))
+    return styles
+
+
+def _mask(mask: Mask | None, shape: tuple[int, int], margin: int = 0) -> Mask | None:
+    """A mask resized to a shape, with a border; None stays None."""
+    if mask is None:
+        return None
+    return pyramid.continued(resized(np.asarray(mask, np.float32)[..., None], shape), margin)[..., 0]
+
+
+def shape_at(shape: tuple[int, ...], size: int) -> tuple[int, int]:
+    """(height, width) of an image of shape (H, W, ...) whose long side becomes `size`."""
+    k = size / max(shape[:2])
+    return round(shape[0] * k), round(shape[1] * k)

@@ -35,6 +35,8 @@ class Scene(NamedTuple):
     results: int = 1  # stylized images kept until the end
     reading: float = 0  # bytes that reading the largest file takes for a moment (`images.reading_bytes`)
     scales: int = 1
+    at_once: bool = False  # whether all the features of an image are needed at once
+    held: float = 0  # numbers that the losses hold for each pixel beside the network's
 
 
 class Budget(NamedTuple):
@@ -67,8 +69,8 @@ def fit(scene: Scene, *, limit: float, devices: int = 1) -> Budget:
     """
     pair = 3 * IMAGE * math.prod(scene.shape)  # two images, one of which XLA copies
     layers = scene.content_layers + scene.style_layers
-    whole = stream.whole((*scene.shape, 3), layers)
-    least = whole if devices > 1 else stream.least((*scene.shape, 3), layers)
+    whole = stream.whole((*scene.shape, 3), layers) + 4 * scene.held * math.prod(scene.shape)
+    least = whole if devices > 1 or scene.at_once else stream.least((*scene.shape, 3), layers)
     for compact in (False, True):
         parameters = devices * _parameters(scene.network, layers, compact=compact) + TRANSFORMED * compact
         fixed = RESIDENT + SCALE * (scene.scales - 1) + parameters + _images(scene)

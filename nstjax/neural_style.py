@@ -20,15 +20,14 @@ import numpy as np
 from nstjax import color, features, host, memory, objectives, pyramid, recipes, solvers, stream
 from nstjax.errors import InputError
 from nstjax.features import vgg
-from nstjax.jobs import Job, batches, checked, first_image, resized, size, styles_of
+from nstjax.jobs import Job, batches, checked, first_image, resized, shape_at, size, styles_at, styles_of
 from nstjax.jobs import Start as Start
 from nstjax.objectives import Style
 from nstjax.recipes import PRESETS, Recipe, schedule, style_size
-from nstjax.typing import Image, Images, Mask
+from nstjax.typing import Image, Images
 
 __all__ = ["PRESETS", "Job", "Progress", "Recipe", "Style", "batches", "budget", "paint", "paint_batch", "schedule"]
 
-Pair = tuple[objectives.Objective, objectives.Targets]  # as `objectives.neural_style` returns it
 Extract = Callable[[Any, Any], dict[str, Any]]  # (params, image) -> {layer: [h, w, c]}
 
 
@@ -52,7 +51,7 @@ def paint(
     seed: int = 0,
     params: Any = None,
     extract: Extract | None = None,
-    objective: Pair | None = None,
+    objective: objectives.Pair | None = None,
     memory_limit: float | None = None,
     budget: memory.Budget | None = None,
     devices: int = 1,
@@ -91,7 +90,7 @@ def paint_batch(
     preset: str | Recipe = "fast",
     params: Any = None,
     extract: Extract | None = None,
-    objective: Pair | None = None,
+    objective: objectives.Pair | None = None,
     memory_limit: float | None = None,
     budget: memory.Budget | None = None,
     devices: int = 1,
@@ -137,6 +136,8 @@ def budget(
     Raises:
         InputError: the memory does not suffice; the message says how much would.
     """
+    if devices > 1 and recipe.method.at_once:
+        raise InputError("the preset's losses need the whole image on one; leave it out", argument="devices")
     limit = limit or 0.7 * memory.available()
     shared = jax.default_backend() == "cpu"  # its devices share one memory
     scene = memory.Scene(
@@ -144,11 +145,13 @@ def budget(
         network=recipe.network,
         content_layers=recipe.content_layers,
         style_layers=recipe.style_layers,
-        styles=tuple(_at(style, style_size(recipe, style, content)) for style in styles),
+        styles=tuple(shape_at(style, style_size(recipe, style, content)) for style in styles),
         regions=regions,
         results=results,
         reading=reading,
         scales=len(schedule(recipe, content)),
+        at_once=recipe.method.at_once,
+        held=recipe.method.held,
     )
     return memory.fit(scene, limit=limit if shared else devices * limit, devices=devices)
 
@@ -156,7 +159,8 @@ def budget(
 def describe(recipe: Recipe, shape: tuple[int, int], budget: memory.Budget, *, devices: int = 1) -> str:
     """Say how a budget saves memory for an image of shape (H, W), or return "" if it does not need to."""
     plan = stream.plan((*shape, 3), recipe.layers, limit=budget.network)
-    if budget.history == memory.HISTORY and (devices > 1 or not any(segment.rows for segment in plan)):
+    in_strips = any(segment.rows for segment in plan) and devices == 1 and not recipe.method.at_once
+    if budget.history == memory.HISTORY and not in_strips:
         return ""
     return f"{stream.describe(plan)}; L-BFGS remembers {budget.history} steps"
 
@@ -166,7 +170,7 @@ def _paint(
     preset: str | Recipe,
     params: Any,
     extract: Extract | None,
-    pair: Pair | None,
+    pair: objectives.Pair | None,
     memory_limit: float | None,
     known: memory.Budget | None,
     devices: int,
@@ -220,7 +224,7 @@ def _program(
     network_bytes: float,
     mesh: jax.sharding.Mesh | None,
     extract: Extract | None,
-    pair: Pair | None,
+    pair: objectives.Pair | None,
 ) -> _Program:
     """The `_Program` of a recipe whose last size takes `steps` steps."""
     measure = None
@@ -229,8 +233,8 @@ def _program(
         look["edge"] = "replicate"
         extract = partial(features.EXTRACTORS[recipe.network].features, **look)
         measure = partial(stream.measure, plan=partial(stream.plan, limit=network_bytes), mesh=mesh, **look)
-    objective, targets = pair or objectives.neural_style(
-        extract, measure=measure, content_distance=recipe.content_distance, **recipe.style_loss._asdict()
+    objective, targets = pair or recipe.method.losses(
+        extract, measure=measure, content_distance=recipe.content_distance
     )
 
     # A compiled function copies what it only passes on, so the parameters are left out.
@@ -262,26 +266,24 @@ def _steps(
     together: Callable[[list[Any]], Any] = np.stack if several else lambda each: each[0]
     contents: list[np.ndarray] = []  # at the size that is being painted
 
-    def prepare(scale: pyramid.Scale) -> tuple[Any, Any]:
+    def prepare(scale: pyramid.Scale, image: Any) -> tuple[Any, Any]:
         if scarce:  # each size's compiled programs would stay until the end
             jax.clear_caches()
             host.release_memory()
-        h, w = _at(jobs[0].content.shape, scale.size)
+        h, w = shape_at(jobs[0].content.shape, scale.size)
+        before: list[Any] = [*contents] or [None] * len(jobs)
         contents[:] = [resized(job.content, (h // devices * devices, w)) for job in jobs]
         styled = recipe.style_weight > 0 or any(job.style_weight for job in jobs)
-        pairs = zip(jobs, contents, strict=True)
-        return pyramid.stacked([_prepared(*each, scale.margin, recipe, program, params, styled) for each in pairs])
-
-    def start(canvases: Any) -> Any:
-        firsts = [first_image(*each, scales[0].margin) for each in zip(jobs, apart(canvases), strict=True)]
-        return together(firsts)
+        painted = [None] * len(jobs) if image is None else apart(image)
+        every = zip(jobs, contents, before, painted, strict=True)
+        return pyramid.stacked([_prepared(*each, scale.margin, recipe, program, params, styled) for each in every])
 
     solver = program.together if several else program.solver
     place = None if mesh is None else partial(stream.shardings, mesh)
     total, work = sum(scale.steps for scale in scales), sum(scale.steps * scale.cost for scale in scales)
     done = 0.0
     terms: dict[str, Any] = {}
-    for step, (scale, image, terms) in enumerate(pyramid.run(solver, prepare, start, scales, place=place), 1):
+    for step, (scale, image, terms) in enumerate(pyramid.run(solver, prepare, scales, place=place), 1):
         done += scale.cost / work
         pairs = zip(contents, apart(image), strict=True)
         shown = together([np.asarray(color.kept(*each, method=recipe.preserve_color)) for each in pairs])
@@ -291,11 +293,26 @@ def _steps(
 
 
 def _prepared(
-    job: Job, content: Image, margin: int, recipe: Recipe, program: _Program, params: Any, styled: bool
+    job: Job,
+    content: Image,
+    before: Image | None,
+    painted: Image | None,
+    margin: int,
+    recipe: Recipe,
+    program: _Program,
+    params: Any,
+    styled: bool,
 ) -> tuple[Image, dict[str, Any]]:
-    """A content image at a scale, with its border, and the objective's data for it."""
-    shown = np.asarray(color.gray(content)) if recipe.preserve_color == "luminance" else content
+    """The image to start from at a scale, with its border, and the objective's data.
+
+    content, before: the content image at this scale and at the one before, where `painted` was.
+    """
+    shown, before = (_shown(each, recipe) for each in (content, before))
     canvas = pyramid.continued(shown, margin)
+    if painted is None:
+        image = first_image(job, canvas, margin)
+    else:
+        image = pyramid.continued(pyramid.enlarge(painted, before, shown), margin)
     weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
     weights = {name: weight for name, weight in weights.items() if weight}
     if styled:
@@ -303,39 +320,22 @@ def _prepared(
     data = program.targets(
         params,
         canvas,
-        _styles(job, content, margin, recipe),
+        styles_at(job, content, margin, recipe),
         weights=weights,
         content_layers=recipe.content_by_layer,
         style_layers=recipe.style_by_layer,
+        image=image,
+        key=jax.random.key(job.seed),
     )
     data |= {"params": params}
     if recipe.strength is not None:
         data |= {"weights": program.balance(data, canvas, strength=recipe.strength, ratio=recipe.balance)}
-    return canvas, data
+    if recipe.faded and (painted is None or painted.shape != content.shape):
+        image = np.asarray(pyramid.faded(image, levels=recipe.faded, share=recipe.kept_detail))
+    return image, data
 
 
-def _styles(job: Job, content: Image, margin: int, recipe: Recipe) -> list[Style]:
-    """The styles of a job at the sizes for a content image, with weights that sum to 1."""
-    given = styles_of(job)
-    total, styles = sum(style.weight for style in given), []
-    for style in given:
-        shape = _at(style.image.shape, style_size(recipe, size(style.image), size(content)))
-        image = color.recolored(resized(style.image, shape), content, method=recipe.preserve_color)
-        region = _mask(style.region, size(content), margin)
-        # A region counts as much as the part of the image that it covers, so that each of its pixels counts the same.
-        weight = style.weight / total * (1 if region is None else len(given) * region.mean())
-        styles.append(Style(image, _mask(style.mask, shape), region, np.float32(weight)))
-    return styles
-
-
-def _mask(mask: Mask | None, shape: tuple[int, int], margin: int = 0) -> Mask | None:
-    """A mask resized to a shape, with a border; None stays None."""
-    if mask is None:
-        return None
-    return pyramid.continued(resized(np.asarray(mask, np.float32)[..., None], shape), margin)[..., 0]
-
-
-def _at(shape: tuple[int, ...], size: int) -> tuple[int, int]:
-    """(height, width) of an image of shape (H, W, ...) whose long side becomes `size`."""
-    k = size / max(shape[:2])
-    return round(shape[0] * k), round(shape[1] * k)
+def _shown(content: Any, recipe: Recipe) -> Any:
+    """A content image as it is compared with: in gray where only luminance is painted."""
+    gray = recipe.preserve_color == "luminance" and content is not None
+    return np.asarray(color.gray(content)) if gray else content

@@ -13,6 +13,7 @@ from nstjax.typing import Array, Image, Mask
 
 Objective = Callable[[Image, Any], tuple[Any, dict[str, Any]]]  # (image, data) -> (loss, its terms by name)
 Targets = Callable[..., dict[str, Any]]  # see `neural_style`
+Pair = tuple[Objective, Targets]
 Features = Callable[[Any, Any], Mapping[str, Any]]  # (params, image) -> {layer: [h, w, c]}
 Measure = Callable[..., tuple[dict[str, Any], dict[str, Any]]]  # see `nstjax.stream.measure`
 Rows = Float[Array, "h w c"]  # of a layer
@@ -76,7 +77,8 @@ def neural_style(
     and "laplacian", and multiplies them by their weights.
 
     targets(params, content, styles, weights=..., content_layers=..., style_layers=...) -> data takes a content image,
-    a list of `Style`s, the weights {term: number} and the layers' weights {layer: number}.
+    a list of `Style`s, the weights {term: number} and the layers' weights {layer: number}. The image so far and a key,
+    from which other objectives make their targets, are not used.
 
     Args:
         features: the extractor.
@@ -177,6 +179,8 @@ def _targets(
     weights: Mapping[str, Any],
     content_layers: Mapping[str, Any],
     style_layers: Mapping[str, Any],
+    image: Image | None = None,
+    key: jax.Array | None = None,
 ) -> dict[str, Any]:
     """The data of the objective; see `neural_style`."""
     every = dict.fromkeys(style_layers, ()) if how.centered else {}

@@ -1,4 +1,7 @@
-"""Coarse to fine: paint small first, where strokes and shapes are large, then enlarge and go on."""
+"""Coarse to fine: paint small first, where strokes and shapes are large, then enlarge and go on.
+
+Also the Laplacian pyramid of an image, and solvers that optimize its levels.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -92,8 +95,7 @@ def stacked(prepared: Sequence[tuple[Image, Any]]) -> tuple[Any, Any]:
 
 def run(
     solver: solvers.Solver,
-    prepare: Callable[[Scale], tuple[Any, Any]],
-    start: Callable[[Any], Any],
+    prepare: Callable[[Scale, Any], tuple[Any, Any]],
     scales: Sequence[Scale],
     *,
     place: Callable | None = None,
@@ -103,25 +105,104 @@ def run(
     With `solvers.batched` all images have a leading axis.
 
     Args:
-        prepare: scale -> (content [h, w, 3] with the scale's margin, data of the objective).
-        start: content of the first scale -> the first image.
+        prepare: (scale, the image of the scale before, or None) -> (the image to start from, with the scale's margin,
+            data of the objective).
         place: see `solvers.run`.
     """
     image: Any = None
-    before: Any = None
     data: Any = None
     for scale in scales:
         del data  # frees the previous size's before the next is made
-        content, data = prepare(scale)
-        inner = continued(content, -scale.margin)
-        if before is None:
-            canvas = start(content)
-        elif inner.ndim == 4:
-            each = zip(image, before, inner, strict=True)
-            canvas = continued(np.stack([enlarge(*one) for one in each]), scale.margin)
-        else:
-            canvas = continued(enlarge(image, before, inner), scale.margin)
+        canvas, data = prepare(scale, image)
         for _, painted, terms in solvers.run(solver, canvas, data, steps=scale.steps, place=place):
             image = continued(painted, -scale.margin)
             yield scale, image, terms
-        before = inner
+
+
+# Levels of a Laplacian pyramid: the coarsest then is 1/32 of an image.
+DEPTH = 5
+
+
+def laplacian(image: Image, *, depth: int = DEPTH) -> list[Float[Array, "_ _ 3"]]:
+    """The Laplacian pyramid of an image, from fine to coarse: `depth` levels of detail and what is left.
+
+    L_i = G_i - up(G_(i+1)), G_(i+1) = down(G_i), with linear interpolation for both, at half the size, rounded up (Burt
+    and Adelson 1983, eq. 5, with another filter). A level of one pixel is the last.
+    """
+    levels: list[Any] = []
+    x = jnp.asarray(image)
+    while len(levels) < depth and max(x.shape[:2]) > 1:
+        h, w, c = x.shape
+        small = jax.image.resize(x, (-(-h // 2), -(-w // 2), c), "linear")
+        levels.append(x - jax.image.resize(small, x.shape, "linear"))
+        x = small
+    return [*levels, x]
+
+
+def collapsed(levels: Sequence[Float[Array, "_ _ 3"]]) -> Image:
+    """The image of a Laplacian pyramid: the exact inverse of `laplacian`, up to rounding (eq. 6)."""
+    x = levels[-1]
+    for level in levels[-2::-1]:
+        x = level + jax.image.resize(x, level.shape, "linear")
+    return x
+
+
+def faded(image: Image, *, levels: int, share: float = 0.0) -> Image:
+    """An image whose finest levels of the Laplacian pyramid are multiplied by `share`."""
+    *fine, coarse = laplacian(image, depth=levels)
+    return collapsed([*(share * level for level in fine), coarse])
+
+
+def on_levels(
+    make: Callable[..., solvers.Solver], objective: Callable[[Any, Any], Any], *, depth: int = DEPTH, unit: float = 1.0
+) -> solvers.Solver:
+    """A solver whose variables are the levels of the image's Laplacian pyramid (Kolkin 2019, arXiv 1904.12785, 3.3).
+
+    A step of a coarse level moves whole areas at once, and colors and large shapes come first. An image stays in the
+    gamut by the finest level.
+
+    Args:
+        make: (objective, project=...) -> a solver of a vector, such as `solvers.lbfgs`.
+        objective: (image, data) -> (loss, terms).
+        unit: of a level, in that of the next finer one: 1/2 makes the gradients of all levels equally long.
+    """
+
+    def vector(levels: Sequence[Any]) -> Any:
+        return jnp.concatenate([level.ravel() / unit**i for i, level in enumerate(levels)])
+
+    def solver(shape: tuple[int, ...]) -> tuple[solvers.Solver, Callable[[Any], Any]]:
+        like = jax.eval_shape(lambda x: laplacian(x, depth=depth), jax.ShapeDtypeStruct(shape, jnp.float32))
+        ends = np.cumsum([math.prod(level.shape) for level in like])[:-1]
+
+        def image(variables: Any) -> Any:
+            parts = zip(jnp.split(variables, ends), like, strict=True)
+            return collapsed([unit**i * part.reshape(level.shape) for i, (part, level) in enumerate(parts)])
+
+        def project(variables: Any) -> Any:
+            x = image(variables)
+            return variables.at[: x.size].add((solvers.in_gamut(x) - x).ravel())
+
+        return make(lambda variables, data: objective(_inward(image(variables)), data), project=project), image
+
+    def init(image: Any, data: Any) -> Any:
+        variables = vector(laplacian(image, depth=depth))
+        return variables, solver(image.shape)[0].init(variables, data)
+
+    def step(image: Any, state: Any, data: Any) -> Any:
+        inner, image_of = solver(image.shape)
+        variables, state, terms = inner.step(state[0], state[1], data)
+        return solvers.in_gamut(image_of(variables)), (variables, state), terms
+
+    return solvers.Solver(init, step)
+
+
+@jax.custom_vjp
+def _inward(image: Array) -> Array:
+    """An image, whose gradient is 0 where a step against it would leave the gamut."""
+    return image
+
+
+_inward.defvjp(
+    lambda image: (image, image),
+    lambda image, g: (jnp.where((image <= 1e-6) & (g > 0) | (image >= 1 - 1e-6) & (g < 0), 0, g),),
+)

@@ -2,39 +2,18 @@
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import optax
 
-from nstjax import color, features, losses, pyramid, solvers
+from nstjax import color, features, losses, methods, pyramid, solvers
 from nstjax.errors import InputError
+from nstjax.methods import Method
 
 MINIMUM = 32  # pixels of the short side: there relu5_1 still has 2 x 2 positions
 STYLE_MINIMUM = 16  # of a style image
-
-
-class StyleLoss(NamedTuple):
-    """Which statistic of the features is the style, and how two of them are compared; see `objectives.neural_style`."""
-
-    statistic: losses.Statistic
-    style_distance: losses.Distance
-    prepare: Callable[[Any], Any] = lambda target: target
-    centered: bool = False
-
-
-# Gram matrices divided by CHW: with flat weights they equal the 1e3 / C^2 of Gatys's notebook on F F^T / HW.
-GRAM = StyleLoss(losses.gram, losses.mse)
-WASSERSTEIN = StyleLoss(losses.gaussian, losses.wasserstein2, losses.with_root, centered=True)
-
-DistanceName = Literal["mse", "charbonnier", "squares", "half-squares", "frobenius"]
-DISTANCES: dict[DistanceName, losses.Distance] = {
-    "mse": losses.mse,
-    "charbonnier": losses.charbonnier,
-    "squares": losses.squares,
-    "half-squares": losses.half_squares,
-    "frobenius": losses.frobenius,
-}
 
 
 class Recipe(NamedTuple):
@@ -88,12 +67,18 @@ class Recipe(NamedTuple):
     """long side in pixels under which no scale goes by itself."""
     coarse: float = 1 / 3
     """steps at a coarse size for each step at the last one."""
+    passes: int = 1
+    """how many times the last size is painted; neighbors are sought anew each time."""
     margin: float = 1 / 16
     """width of the reflected border on which coarse sizes are painted, as a share of their long side: what zero
     padding does to a rim grows with every enlargement."""
     balance: float = 300.0
     """ratio of style to content at strength 0.5, each in a unit of its own."""
-    style_loss: StyleLoss = GRAM
+    levels: bool = False
+    """optimize the levels of the image's Laplacian pyramid rather than its pixels: large shapes settle first."""
+    faded: int = 0
+    """finest levels of the Laplacian pyramid that each size starts without, so that detail comes from the style."""
+    method: Method = methods.GRAM
     content_distance: losses.Distance = losses.mse
 
     @property
@@ -105,6 +90,11 @@ class Recipe(NamedTuple):
     def no_style(self) -> bool:
         """Whether the style counts for nothing."""
         return self.style_weight == 0 if self.strength is None else self.strength == 0
+
+    @property
+    def kept_detail(self) -> float:
+        """The share of the finest levels that is left at the start of a size: none, but all where the style is weak."""
+        return float(self.no_style) if self.strength is None else max(0.0, 1 - 2 * self.strength)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -129,7 +119,7 @@ def _by_layer(layers: Sequence[str], weights: Sequence[float]) -> dict[str, floa
 # After Crowson's style-transfer-pytorch: Wasserstein distances, scales by sqrt 2, averaged iterates. But by L-BFGS,
 # which reaches in 170 steps what her Adam reaches in 430, and with less content, which the original VGG weighs more.
 _PYRAMID = Recipe(
-    style_loss=WASSERSTEIN,
+    method=methods.WASSERSTEIN,
     average=0.9,
     ratio=2**0.5,
     coarse=1.0,
@@ -141,6 +131,8 @@ _PYRAMID = Recipe(
     tv_weight=2.0,
     style_layer_weights=(256 / 341, 64 / 341, 16 / 341, 4 / 341, 1 / 341),
 )
+_SHALLOW = ("relu1_1", "relu1_2", "relu2_1", "relu2_2", "relu3_1", "relu3_2", "relu3_3")
+_HYPERCOLUMN = (*_SHALLOW, "relu4_3", "relu5_3")
 PRESETS: dict[str, Recipe] = {
     # Fewer sizes, since a third of the time would go into compiling five.
     "fast": _PYRAMID._replace(steps=40, ratio=2.0),
@@ -148,6 +140,44 @@ PRESETS: dict[str, Recipe] = {
     # its content weight: it used a network with normalized weights, and with the original ones content gets lost.
     "gatys": Recipe(),
     "quality": _PYRAMID._replace(steps=200),
+    # After NNST's optimization (Kolkin 2022), which takes 200 steps of Adam for each of four sizes, and as many again.
+    "neighbor": Recipe(
+        method=methods.NEIGHBORS,
+        steps=60,
+        network="vgg16",
+        style_layers=(*_SHALLOW, "relu4_1", "relu4_2", "relu4_3"),
+        content_weight=0.0,
+        style_weight=1.0,
+        tv_weight=1.0,
+        average=0.9,
+        ratio=2.0,
+        smallest=64,
+        coarse=1.0,
+        margin=0.0,
+        balance=4.0,
+        levels=True,
+        faded=3,
+    ),
+    # After STROTSS (Kolkin 2019).
+    "strotss": Recipe(
+        method=methods.STROTSS,
+        steps=100,
+        network="vgg16",
+        content_layers=_HYPERCOLUMN,
+        style_layers=_HYPERCOLUMN,
+        content_weight=1.0,
+        style_weight=1.0,
+        ratio=2.0,
+        smallest=64,
+        coarse=1.0,
+        margin=0.0,
+        balance=1.0,
+        optimizer="adam",
+        learning_rate=0.005,
+        levels=True,
+    ),
+    # Whole distributions of features (Heitz 2021).
+    "sliced": _PYRAMID._replace(method=methods.SLICED, steps=100),
 }
 LEARNING_RATES = {"lbfgs": 1.0, "lbfgs-optax": 1.0, "adam": 0.02, "adamw": 0.02, "gd": 1 / 255}
 
@@ -206,7 +236,7 @@ def _check_layer_weights(kind: str, layers: Sequence[str], weights: Sequence[flo
 
 def _check_numbers(recipe: Recipe) -> None:
     """Raise InputError for numbers out of range."""
-    for name in ("steps", "scales", "learning_rate", "style_scale", "smallest", "coarse", "balance"):
+    for name in ("steps", "scales", "passes", "learning_rate", "style_scale", "smallest", "coarse", "balance"):
         if (value := getattr(recipe, name)) is not None and not 0 < value < math.inf:
             raise InputError(f"{value}: give a number above 0", argument=name)
     weights = ("content_weight", "style_weight", "tv_weight", "laplacian_weight")
@@ -219,6 +249,8 @@ def _check_numbers(recipe: Recipe) -> None:
             raise InputError(
                 f"{getattr(recipe, name)}: give a number of at least {least} and under {below}", argument=name
             )
+    if not (recipe.faded >= 0 and recipe.faded == int(recipe.faded)):
+        raise InputError(f"{recipe.faded}: give a number of levels, 0 or more", argument="faded")
     if recipe.strength is not None and not 0 <= recipe.strength <= 1:
         raise InputError(f"{recipe.strength}: give a number from 0 to 1", argument="strength")
 
@@ -252,6 +284,7 @@ def schedule(recipe: Recipe, shape: tuple[int, int]) -> tuple[pyramid.Scale, ...
     wide_enough = [size for size in sizes if round(short * size / long) >= MINIMUM]
     if recipe.scales is not None and wide_enough != sizes:
         raise InputError(f"{recipe.scales}: a size would be under {MINIMUM} pixels; give fewer", argument="scales")
+    wide_enough += [long] * (recipe.passes - 1)
     return pyramid.scales(wide_enough, recipe.steps, coarse=recipe.coarse, margin=recipe.margin)
 
 
@@ -271,15 +304,19 @@ def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> 
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     match recipe.optimizer:
         case "lbfgs":
-            chosen = solvers.lbfgs(objective, learning_rate=learning_rate, history=history)
+            make = partial(solvers.lbfgs, learning_rate=learning_rate, history=history)
         case "lbfgs-optax":
             tx = optax.lbfgs(learning_rate, memory_size=history, linesearch=None)
-            chosen = solvers.gradient(objective, tx, jump=solvers.JUMP)
+            make = partial(solvers.gradient, transformation=tx, jump=solvers.JUMP)
         case "adam":
-            chosen = solvers.gradient(objective, optax.adam(rate, recipe.beta1, recipe.beta2))
+            make = partial(solvers.gradient, transformation=optax.adam(rate, recipe.beta1, recipe.beta2))
         case "adamw":
-            chosen = solvers.gradient(objective, optax.adamw(rate, recipe.beta1, recipe.beta2))
+            make = partial(solvers.gradient, transformation=optax.adamw(rate, recipe.beta1, recipe.beta2))
         case "gd":
             tx = optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate))
-            chosen = solvers.gradient(objective, tx, jump=solvers.JUMP)
+            make = partial(solvers.gradient, transformation=tx, jump=solvers.JUMP)
+    # Adam's steps are as long in every variable; those of the others are shorter where gradients are.
+    unit = 1.0 if recipe.optimizer.startswith("adam") else 0.5
+    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.levels else make(objective)
+    chosen = solvers.keyed(chosen) if recipe.method.random else chosen
     return solvers.averaged(chosen, decay=recipe.average) if recipe.average else chosen

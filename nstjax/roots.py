@@ -11,8 +11,8 @@ Scalar = Float[Array, ""]
 Matrix = Float[Array | np.ndarray, "c c"]
 
 
-def root(x: Scalar) -> Scalar:
-    """Square root of a number >= 0 whose gradient at 0 is 0."""
+def root(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Square roots of numbers >= 0 whose gradient at 0 is 0."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1)), 0)
 

@@ -179,6 +179,21 @@ def averaged(solver: Solver, *, decay: float) -> Solver:
     return Solver(init, step, lambda image, state: state.average)
 
 
+def keyed(solver: Solver) -> Solver:
+    """A solver whose objective gets another data["key"] at each step, folded from the given one and the step."""
+
+    def init(image: Any, data: Any) -> Any:
+        return jnp.zeros((), int), solver.init(image, data)
+
+    def step(image: Any, state: Any, data: Any) -> tuple[Any, Any, dict[str, Any]]:
+        number, inner = state
+        key = jax.random.fold_in(data["key"], number)
+        image, inner, terms = solver.step(image, inner, {**data, "key": key})
+        return image, (number + 1, inner), terms
+
+    return Solver(init, step, lambda image, state: solver.result(image, state[1]))
+
+
 def batched(solver: Solver, *, shared: tuple[str, ...] = ("params",)) -> Solver:
     """A solver of many images [N, H, W, 3] at once, each with its own data; those named in `shared` are for all."""
 

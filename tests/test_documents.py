@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nstjax import losses, objectives, recipes
+from nstjax import losses, methods, objectives
 
 C = 4  # channels
 IMAGE, CONTENT, PAINTING = (np.random.default_rng(i).uniform(size=(16, 12, 3)).astype(np.float32) for i in range(3))
@@ -63,9 +63,9 @@ EQUATIONS = {
 def test_losses_of_a_layer(document):
     content, style, (kept, wanted, normalization) = EQUATIONS[document]
     x, other = features(1), features(2)
-    close(recipes.DISTANCES[kept](x, other), content(x, other), rtol=1e-5)
+    close(methods.DISTANCES[kept](x, other), content(x, other), rtol=1e-5)
     grams = [losses.gram(each, normalization=normalization) for each in (x, other)]
-    close(recipes.DISTANCES[wanted](*grams), style(x, other), rtol=1e-4)
+    close(methods.DISTANCES[wanted](*grams), style(x, other), rtol=1e-4)
 
 
 def extract(params, image):
@@ -81,8 +81,8 @@ def test_the_weighted_sum_over_layers(document):
     objective, targets = objectives.neural_style(
         extract,
         statistic=lambda x, **more: losses.gram(x, normalization=normalization, **more),
-        style_distance=recipes.DISTANCES[wanted],
-        content_distance=recipes.DISTANCES[kept],
+        style_distance=methods.DISTANCES[wanted],
+        content_distance=methods.DISTANCES[kept],
     )
     weights = {"content": 3.0, "style": 0.7}
     layers = {"content_layers": WEIGHTS, "style_layers": WEIGHTS}

@@ -8,7 +8,20 @@ import numpy as np
 import pytest
 from samples import picture
 
-from nstjax import features, images, jobs, losses, metrics, neural_style, objectives, recipes, weights
+from nstjax import (
+    features,
+    images,
+    jobs,
+    losses,
+    methods,
+    metrics,
+    neural_style,
+    objectives,
+    recipes,
+    strotss,
+    weights,
+    whole,
+)
 from nstjax.errors import InputError
 from nstjax.neural_style import Job, Style
 from nstjax.recipes import PRESETS, Recipe
@@ -99,6 +112,70 @@ def test_the_start_lies_inside_the_border_of_a_wider_canvas(init):
     np.testing.assert_allclose(first[10:-10, 10:-10], start, atol=1e-6)
 
 
+WHOLE = ("neighbor", "strotss", "sliced")
+
+
+@pytest.fixture
+def few_positions(monkeypatch):
+    for module, name in ((strotss, "POSITIONS"), (strotss, "STYLE_POSITIONS"), (whole, "POSITIONS")):
+        monkeypatch.setattr(module, name, 64)
+
+
+@pytest.mark.usefixtures("few_positions")
+@pytest.mark.parametrize("preset", WHOLE)
+def test_presets_of_whole_images_paint_the_same_each_time(preset):
+    def painted(seed=0):
+        how = {"preset": preset, "scales": 2, "ratio": 2.0, "steps": 8, "seed": seed}
+        return list(neural_style.paint(image(1, (64, 72)), [image(2)], **how))
+
+    first, again, other = painted(), painted(), painted(seed=1)
+    assert {each.size for each in first} == {36, 72}
+    assert all(np.isfinite(each.image).all() and 0 <= each.image.min() <= each.image.max() <= 1 for each in first)
+    np.testing.assert_array_equal(first[-1].image, again[-1].image)
+    assert np.array_equal(first[-1].image, other[-1].image) == (not PRESETS[preset].method.random)
+    fine = [each.terms["loss"] for each in first if each.size == 72]
+    assert PRESETS[preset].method.random or fine[-1] < fine[0]
+
+
+@pytest.mark.usefixtures("few_positions")
+@pytest.mark.parametrize("preset", WHOLE)
+def test_presets_of_whole_images_know_strength_and_regions(preset):
+    content, dark = image(1), np.full((42, 48, 3), 0.05, np.float32)
+
+    def last(styles, **changes):
+        *_, progress = neural_style.paint(content, styles, preset=preset, steps=6, **changes)
+        return progress.image
+
+    moved = [np.abs(last([dark], strength=strength) - content).mean() for strength in (0.0, 0.1, 1.0)]
+    assert moved[0] < 0.02 and moved[0] < moved[1] < moved[2]
+    left = np.zeros((42, 48), np.float32)
+    left[:, :24] = 1
+    light = 1 - dark
+    here, there = (last([Style(dark, region=region), Style(light, region=1 - region)]) for region in (left, 1 - left))
+    assert (here - there)[:, :18].mean() < 0 < (here - there)[:, -18:].mean()
+
+
+@pytest.mark.parametrize("preset", ["neighbor", "sliced"])
+def test_a_batch_of_whole_images_is_its_images(preset):
+    jobs = [Job(image(i), [image(10 + i)], seed=i) for i in range(2)]
+    *_, together = neural_style.paint_batch(jobs, preset=preset, steps=3)
+    *_, alone = neural_style.paint(image(1), [image(11)], preset=preset, steps=3, seed=1)
+    assert np.abs(alone.image - together.image[1]).mean() < 1 / 255
+
+
+def test_whole_images_need_one_device_and_their_memory():
+    with pytest.raises(InputError, match="devices: "):
+        neural_style.paint(image(1), [image(2)], preset="neighbor", devices=2)
+    neural_style.budget(PRESETS["fast"], (1024, 1024), [(512, 512)], limit=3e9)
+    with pytest.raises(InputError, match="needs .* GB"):
+        neural_style.budget(PRESETS["neighbor"], (1024, 1024), [(512, 512)], limit=3e9)
+
+
+def test_a_last_size_may_be_painted_twice():
+    every = list(neural_style.paint(image(1), [image(2)], preset="neighbor", passes=2, steps=4))
+    assert len(every) == every[0].total == 4 and {each.size for each in every} == {48}
+
+
 def test_losses_of_your_own():
     base, targets = objectives.neural_style(tiny, statistic=losses.moments)
 
@@ -145,6 +222,7 @@ BAD = {
         {"styles": [Style(image(2), region=np.ones((42, 48), np.float32)), image(3)]},
         {"styles": [Style(image(2), region=np.ones((42, 24), np.float32))]},
         {"styles": [Style(image(2), mask=np.ones((42, 48, 3), np.float32))]},
+        {"styles": [Style(image(2), mask=np.zeros((42, 48), np.float32))]},
     ],
     "init": [{"init": "photo"}, {"init": image(1, (42, 42))}, {"init": 255 * image(1)}],
     "seed": [{"seed": -1}, {"seed": 2**32}],
@@ -155,6 +233,8 @@ BAD = {
     "network": [{"network": "vgg11"}],
     "preserve_color": [{"preserve_color": "hue"}],
     "ratio": [{"ratio": 1.0}],
+    "faded": [{"faded": -1}, {"faded": 0.5}],
+    "passes": [{"passes": 0}],
     "average": [{"average": 1.0}],
     "scales": [{"scales": 3}],
     "strength": [{"strength": 1.1}, {"strength": 0.5, "style_weight": 3.0}],
@@ -189,7 +269,7 @@ def test_a_batch_of_several_shapes_is_rejected():
 def test_presets_are_valid_and_only_gatyss_compares_gram_matrices():
     for name, recipe in PRESETS.items():
         recipes.check(recipe)
-        assert (recipe.style_loss is recipes.GRAM) == (name == "gatys")
+        assert (recipe.method is methods.GRAM) == (name == "gatys")
 
 
 def test_gatys_weights_are_those_of_his_notebook():
@@ -197,7 +277,7 @@ def test_gatys_weights_are_those_of_his_notebook():
     x, y = (np.random.default_rng(i).normal(size=(7, 9, 4)) for i in (0, 1))
     grams = [np.einsum("hwi,hwj->ij", z, z) / 63 for z in (x, y)]
     his = 1e3 / 4**2 * np.mean((grams[0] - grams[1]) ** 2)
-    statistic, distance = Recipe().style_loss[:2]
+    statistic, distance = (Recipe().method.losses.keywords[name] for name in ("statistic", "style_distance"))
     ours = Recipe().style_weight * distance(statistic(jnp.asarray(x)), statistic(jnp.asarray(y)))
     assert float(ours) == pytest.approx(his, rel=1e-4)
 

@@ -1,6 +1,11 @@
 """Coarse to fine: sizes, shares of the work, and enlarging without losing detail."""
 
+import functools
+import itertools
+
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,8 +83,7 @@ def test_run_paints_every_size_in_turn():
         (scale.size, image.shape[0])
         for scale, image, _ in pyramid.run(
             solver,
-            lambda scale: (contents[scale.size], 0.25),
-            lambda content: content,
+            lambda scale, image: (contents[scale.size], 0.25),
             [pyramid.Scale(8, 3), pyramid.Scale(16, 20)],
         )
     ]
@@ -87,8 +91,9 @@ def test_run_paints_every_size_in_turn():
 
 
 def test_run_starts_a_size_from_the_one_before():
-    def prepare(scale):
-        return np.full((scale.size, scale.size, 3), 0.5, np.float32), {"size": scale.size}
+    def prepare(scale, image):
+        shape = (scale.size, scale.size)
+        return np.full((*shape, 3), 0.5, np.float32) if image is None else images.resize(image, shape), {}
 
     def objective(image, data):
         loss = ((image - 0.25) ** 2).sum()
@@ -97,7 +102,7 @@ def test_run_starts_a_size_from_the_one_before():
     losses = [
         (scale.size, terms["loss"])
         for scale, _, terms in pyramid.run(
-            solvers.lbfgs(objective), prepare, lambda content: content, [pyramid.Scale(8, 20), pyramid.Scale(16, 1)]
+            solvers.lbfgs(objective), prepare, [pyramid.Scale(8, 20), pyramid.Scale(16, 1)]
         )
     ]
     assert losses[0][1] > 1 and losses[-1] == (16, losses[-1][1]) and losses[-1][1] < 1e-3
@@ -116,7 +121,7 @@ def test_coarse_sizes_with_margins_yield_pictures_without():
     """A solver that paints what lies on the margin black never touches the picture."""
     photograph = np.full((16, 16, 3), 0.5, np.float32)
 
-    def prepare(scale):
+    def prepare(scale, image):
         shape = (scale.size, scale.size)
         return pyramid.continued(images.resize(photograph, shape), scale.margin), {}
 
@@ -129,9 +134,57 @@ def test_coarse_sizes_with_margins_yield_pictures_without():
     solver = solvers.Solver(lambda image, data: (), step)
     shapes = [
         (scale.size, image.shape, float(image.min()))
-        for scale, image, _ in pyramid.run(
-            solver, prepare, lambda content: content, [pyramid.Scale(16, 1, margin=4), pyramid.Scale(32, 1)]
-        )
+        for scale, image, _ in pyramid.run(solver, prepare, [pyramid.Scale(16, 1, margin=4), pyramid.Scale(32, 1)])
     ]
     assert [each[:2] for each in shapes] == [(16, (16, 16, 3)), (32, (32, 32, 3))]
     assert all(least == pytest.approx(0.5, abs=0.01) for *_, least in shapes)
+
+
+@pytest.mark.parametrize("shape", [(32, 48), (33, 17), (1, 9), (1, 1)])
+def test_a_laplacian_pyramid_is_inverted_exactly(shape):
+    image = np.random.default_rng(0).uniform(size=(*shape, 3)).astype(np.float32)
+    levels = pyramid.laplacian(image)
+    np.testing.assert_allclose(pyramid.collapsed(levels), image, atol=1e-6)
+    sides = [level.shape[:2] for level in levels]
+    assert sides[0] == shape and all(
+        below == tuple(-(-n // 2) for n in above) for above, below in itertools.pairwise(sides)
+    )
+
+
+def test_detail_is_in_the_finest_levels_and_can_fade():
+    plain = np.broadcast_to(np.float32([0.2, 0.5, 0.8]), (24, 32, 3))
+    fine = np.where(np.indices((24, 32)).sum(0)[..., None] % 2, 0.1, -0.1).astype(np.float32)
+    *detail, left = pyramid.laplacian(plain)
+    assert max(float(jnp.abs(level).max()) for level in detail) < 1e-6
+    np.testing.assert_allclose(left, plain[: left.shape[0], : left.shape[1]], atol=1e-6)
+    np.testing.assert_allclose(pyramid.faded(plain + fine, levels=1)[2:-2, 2:-2], plain[2:-2, 2:-2], atol=1e-3)
+    np.testing.assert_allclose(pyramid.faded(plain + fine, levels=3, share=1.0), plain + fine, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [solvers.lbfgs, functools.partial(solvers.gradient, transformation=optax.adam(0.02))])
+def test_levels_are_optimized_to_the_image_that_pixels_are(make):
+    wanted = np.random.default_rng(0).uniform(-0.2, 1.2, (9, 13, 3)).astype(np.float32)
+
+    def objective(image, data):
+        loss = ((image - data) ** 2).mean()
+        return loss, {"content": loss}
+
+    solver = pyramid.on_levels(make, objective)
+    start = np.full(wanted.shape, 0.5, np.float32)
+    *_, (_, image, terms) = solvers.run(solver, start, wanted, steps=150)
+    assert np.abs(image - np.clip(wanted, 0, 1)).mean() < 0.02
+    assert image.min() >= 0 and image.max() <= 1
+    assert terms["loss"] == pytest.approx(float(objective(image, wanted)[0]), abs=1e-4)
+
+
+def test_a_step_on_levels_moves_whole_areas():
+    """By Adam a pixel that alone has a gradient moves its neighbors, which it never does on pixels."""
+
+    def objective(image, data):
+        loss = image[8, 8].sum()
+        return loss, {"content": loss}
+
+    make = functools.partial(solvers.gradient, transformation=optax.adam(0.01))
+    start = np.full((16, 16, 3), 0.5, np.float32)
+    *_, (_, image, _) = solvers.run(pyramid.on_levels(make, objective), start, {}, steps=3)
+    assert (image < 0.5).mean() > 0.5 and image[8, 8].max() < image[0, 0].min()

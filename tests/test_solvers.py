@@ -209,3 +209,17 @@ def test_the_same_start_gives_the_same_picture(start):
     objective, data = quadratic()
     first, second = (solve(solvers.lbfgs(objective), start, data, 20)[-1][0] for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def test_a_keyed_solver_gives_another_key_at_each_step_and_the_same_again():
+    def objective(image, data):
+        loss = (image * jax.random.normal(data["key"], image.shape)).sum()
+        return loss, {"draw": jax.random.normal(data["key"])}
+
+    solver = solvers.keyed(solvers.gradient(objective, optax.sgd(0.01)))
+
+    def draws(seed):
+        data = {"key": jax.random.key(seed)}
+        return [terms["draw"] for _, _, terms in solvers.run(solver, np.full((4, 4, 3), 0.5), data, steps=4)]
+
+    assert draws(0) == draws(0) and len(set(draws(0) + draws(1))) == 8
