@@ -128,10 +128,14 @@ def _fitted(planes: Planes, epsilon: float, new: Float[Array, "_ 1"]) -> tuple[S
     def over_pixels(f: Callable[[Array], Array]) -> Array:
         return jax.lax.fori_loop(0, 9, lambda i, total: total + f(i), jnp.zeros_like(middle))
 
+    def onto(k: int, x: Any) -> Any:
+        """The product of what is left of channel k with what is left of every channel."""
+        rest = left(x)
+        return rest[k] * rest
+
     mean = over_pixels(pixel) / 9
     for k in range(3):
-        onto = lambda x, k=k: (y := left(x))[k] * y  # noqa: E731
-        dots = over_pixels(lambda i, onto=onto: onto(pixel(i) - mean)) + sum(onto(ridge) for ridge in ridges)
+        dots = over_pixels(lambda i, k=k: onto(k, pixel(i) - mean)) + sum(onto(k, ridge) for ridge in ridges)  # type: ignore[misc]
         factors.append(dots / dots[k])
 
     def scatter(i: Array, sums: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -229,16 +233,14 @@ def guided(guide: Guide, p: Channels, *, radius: int, epsilon: float = 1e-4) -> 
 
 def _solved(a: list[list[Array]], b: list[Array]) -> list[Array]:
     """Solutions of symmetric positive definite 3x3 systems, entries [h, w], for right sides [h, w, c]."""
-    minors = [
-        [
-            a[(i + 1) % 3][(j + 1) % 3] * a[(i + 2) % 3][(j + 2) % 3]
-            - a[(i + 1) % 3][(j + 2) % 3] * a[(i + 2) % 3][(j + 1) % 3]
-            for j in range(3)
-        ]
-        for i in range(3)
-    ]
-    determinant = sum(a[0][j] * minors[0][j] for j in range(3))
-    return [sum((minors[i][j] / determinant)[..., None] * b[j] for j in range(3)) for i in range(3)]
+
+    def minor(i: int, j: int) -> Any:
+        (p, q), (r, s) = ((i + 1) % 3, (i + 2) % 3), ((j + 1) % 3, (j + 2) % 3)
+        return a[p][r] * a[q][s] - a[p][s] * a[q][r]
+
+    inverse = jnp.stack([jnp.stack([minor(i, j) for j in range(3)]) for i in range(3)])
+    inverse = inverse / sum(a[0][j] * inverse[0, j] for j in range(3))
+    return list(jnp.einsum("ijhw,jhwc->ihwc", inverse, jnp.stack(b)))
 
 
 def _mean(x: Array, *, radius: int, count: Array) -> Array:

@@ -297,6 +297,7 @@ def _prepared(
     shown = np.asarray(color.gray(content)) if recipe.preserve_color == "luminance" else content
     canvas = pyramid.continued(shown, margin)
     weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
+    weights["matting"] = recipe.matting_weight
     weights = {name: weight for name, weight in weights.items() if weight}
     if styled:
         weights["style"] = recipe.style_weight if job.style_weight is None else job.style_weight

@@ -36,6 +36,7 @@ def transform(
         ridge: added to the content's eigenvalues, so that where it hardly varies, its noise is not made into colors.
     """
     content = losses.gaussian(x, mask=mask)
+    x = jnp.asarray(x)
     whiten = _power(content.covariance, -0.5, floor, ridge)
     matrix = whiten @ _power(style.covariance, 0.5, floor, 0.0)
     return x + strength * ((x - content.mean) @ matrix + style.mean - x)
