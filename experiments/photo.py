@@ -70,7 +70,7 @@ def main() -> None:
             scales = neural_style.schedule(recipe, content.shape[:2])
             for progress, _, ending in command.watch(painting, scales, stopped):  # noqa: B007
                 painted = progress.image
-        result = photorealism.rendered(photo, content, painted, strength=flags.strength)
+        result = photorealism.rendered(photo, content, painted, pairs, strength=flags.strength)
         images.save(flags.output, result, metadata=command.provenance() if flags.metadata else None)
     h, w, _ = result.shape
     print(f"{ending}saved {printable(flags.output)}, {w} x {h} px")

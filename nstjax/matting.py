@@ -194,7 +194,14 @@ class Affine(NamedTuple):
     offset: Float[Array | np.ndarray, "h w c"]
 
 
-def affine(guide: Guide, p: Channels, *, radius: int, epsilon: float = 1e-4) -> Affine:
+def affine(
+    guide: Guide,
+    p: Channels,
+    *,
+    radius: int,
+    epsilon: float = 1e-4,
+    weights: Float[Array | np.ndarray, "h w"] | None = None,
+) -> Affine:
     """Fit p by affine functions of the guide's colors in windows, averaged over the windows that contain a pixel.
 
     The guided filter (He 2010, eq. 5, 6 and 8, with three colors eq. 14 to 16). The coefficients may be enlarged and
@@ -203,12 +210,13 @@ def affine(guide: Guide, p: Channels, *, radius: int, epsilon: float = 1e-4) -> 
     Args:
         radius: of the windows of (2 radius + 1)^2 pixels.
         epsilon: ridge, in squared colors; windows whose guide varies less become flat.
+        weights: of the pixels, >= 0, such as a mask, outside of which p then has no influence.
     """
     guide, p = jnp.asarray(guide), jnp.asarray(p)
     middle = guide.mean((0, 1))  # sums are of differences from it, which spares rounding
     x = guide - middle
-    count = _box(jnp.ones((*x.shape[:2], 1), x.dtype), radius)
-    mean = partial(_mean, radius=radius, count=count)
+    weights = jnp.ones(x.shape[:2], x.dtype) if weights is None else jnp.asarray(weights)
+    mean = partial(_mean, weights=weights[..., None], radius=radius)
     mean_x, mean_p = mean(x), mean(p)
     upper = [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2), (2, 2)]
     products = mean(jnp.stack([x[..., i] * x[..., j] for i, j in upper], -1))
@@ -243,8 +251,9 @@ def _solved(a: list[list[Array]], b: list[Array]) -> list[Array]:
     return list(jnp.einsum("ijhw,jhwc->ihwc", inverse, jnp.stack(b)))
 
 
-def _mean(x: Array, *, radius: int, count: Array) -> Array:
-    return _box(x, radius) / count
+def _mean(x: Array, *, weights: Array, radius: int) -> Array:
+    """Weighted means over windows, 0 where all weights are 0."""
+    return _box(weights * x, radius) / jnp.maximum(_box(weights, radius), 1e-3)
 
 
 def _box(x: Array, radius: int) -> Array:

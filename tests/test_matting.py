@@ -123,6 +123,17 @@ def test_the_guided_filter_equals_ridge_regressions_of_the_windows():
     np.testing.assert_allclose(matting.guided(guide, p, radius=radius, epsilon=epsilon), wanted, atol=1e-5)
 
 
+def test_pixels_without_weight_have_no_influence():
+    guide, p = smooth(1, (12, 14)), smooth(2, (12, 14))
+    mask = np.zeros((12, 14), np.float32)
+    mask[:, :7] = 1
+    changed = np.where(mask[..., None] > 0, p, 0.5).astype(np.float32)
+    one, other = (matting.affine(guide, x, radius=2, weights=mask) for x in (p, changed))
+    np.testing.assert_allclose(one.slope, other.slope, atol=1e-5)
+    alone = matting.affine(guide[:, :7], p[:, :7], radius=2)
+    np.testing.assert_allclose(one.slope[:, :7], alone.slope, atol=1e-3)
+
+
 def test_the_guided_filter_keeps_what_is_affine_in_the_guide():
     guide = smooth(1, (20, 24))
     p = guide @ np.array([[0.5, 0, 0.2], [0, 0.3, 0], [0.1, 0, 0.9]], np.float32) + 0.1

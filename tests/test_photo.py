@@ -66,12 +66,24 @@ def test_regions_get_the_light_of_their_own(photo, photos, capsys):
 def test_what_is_rendered_is_locally_affine_and_keeps_what_already_is():
     content, style = smooth(1, (48, 64)), smooth(2, (48, 64))
     noise = np.random.default_rng(0).uniform(size=content.shape).astype(np.float32)
-    result = photorealism.rendered(content, content, noise)
-    assert matting.energy(content, result) < 0.01 * matting.energy(content, noise)
     pairs = [(np.ones((48, 64), np.float32),) * 2]
+    result = photorealism.rendered(content, content, noise, pairs)
+    assert matting.energy(content, result) < 0.01 * matting.energy(content, noise)
     start = photorealism.recolored(content, style, pairs)
-    kept = photorealism.rendered(content, content, start)
+    kept = photorealism.rendered(content, content, start, pairs)
     assert np.abs(kept - start).mean() < 0.01
+
+
+def test_regions_have_functions_of_their_own():
+    """A sky that was light becomes dark, and the tower before it stays: no one function of the colors does both."""
+    content = np.full((48, 64, 3), 0.8, np.float32)
+    content[16:, 24:40] = 0.2
+    tower = np.zeros((48, 64), np.float32)
+    tower[16:, 24:40] = 1
+    painted = np.where(tower[..., None] > 0, 0.2, 0.05) * np.ones(3, np.float32)
+    pairs = [(tower, tower), (1 - tower, 1 - tower)]
+    apart = photorealism.rendered(content, content, painted.astype(np.float32), pairs)
+    np.testing.assert_allclose(apart, painted, atol=0.03)
 
 
 def test_strength_0_returns_the_photo_and_method_color_is_its_own(photo, photos):
