@@ -31,15 +31,15 @@ RADIUS, RIDGE = 1 / 32, 1e-4  # of the local affine functions
 LEAST_SHARE = 0.01  # of a mask that counts somewhere
 NOISE = 1e-3  # variance of colors that may be noise, which is not made into colors of the style
 
+_affine = jax.jit(matting.affine, static_argnames=("radius", "epsilon"))
 Pair = tuple[Mask, Mask]  # where a style is painted in the content image, and where it is learned in the style image
 
 
 def refined(content: Image, pairs: Sequence[Pair]) -> list[Pair]:
     """Pairs whose regions follow the content's edges, by the guided filter; where they overlap they sum to 1."""
-    masks = matting.guided(
-        content, np.stack([region for region, _ in pairs], -1), radius=_radius(content, FEATHER), epsilon=FEATHER_RIDGE
-    )
-    masks = np.clip(np.asarray(masks), 0, 1)
+    regions = np.stack([region for region, _ in pairs], -1)
+    function = _affine(content, regions, radius=_radius(content, FEATHER), epsilon=FEATHER_RIDGE)
+    masks = np.clip(np.asarray(matting.applied(function, content)), 0, 1)
     masks /= np.maximum(masks.sum(-1, keepdims=True), 1)
     return [(masks[..., i], learned) for i, (_, learned) in enumerate(pairs)]
 
@@ -84,8 +84,8 @@ def rendered(
     for mask in (*masks, rest):
         if mask.max() < LEAST_SHARE:
             continue
-        function = matting.affine(content, painted, radius=_radius(content, RADIUS), epsilon=RIDGE, weights=mask)
-        where = matting.affine(content, mask[..., None], radius=_radius(content, FEATHER), epsilon=FEATHER_RIDGE)
+        function = _affine(content, painted, radius=_radius(content, RADIUS), epsilon=RIDGE, weights=mask)
+        where = _affine(content, mask[..., None], radius=_radius(content, FEATHER), epsilon=FEATHER_RIDGE)
         share = _applied(where, photo) + 1e-6
         total, out = total + share, out + share * _applied(function, photo)
     return np.asarray(jnp.clip(photo + strength * (out / total - photo), 0, 1))
