@@ -7,6 +7,7 @@ compare with). Results that are there already are not painted again.
 """
 
 import argparse
+import functools
 import re
 import subprocess
 import sys
@@ -24,8 +25,9 @@ HEADINGS = {
 }
 
 
-def measured(name, image, content, style, pairs, params):
-    """A row of the table: an image's metrics."""
+@functools.cache
+def compiled():
+    """(Gram distance, color distance) of a region, compiled for each shape."""
     import jax
 
     from nstjax import metrics
@@ -35,11 +37,19 @@ def measured(name, image, content, style, pairs, params):
     def gram(params, image, style, content, region, learned):
         return metrics.style_distance(vgg.features, params, image, style, content, region=region, learned=learned)
 
+    return gram, jax.jit(metrics.color_distance)
+
+
+def measured(name, image, content, style, pairs, params):
+    """A row of the table: an image's metrics."""
+    from nstjax import metrics
+
+    gram, color = compiled()
     return {
         "name": name,
         "edges": float(metrics.edge_ssim(image, content)),
         "outside": float(metrics.outside_affine(image, content)),
-        "color": float(np.mean([metrics.color_distance(image, style, *pair) for pair in pairs])),
+        "color": float(np.mean([color(image, style, *pair) for pair in pairs])),
         "gram": float(np.mean([gram(params, image, style, content, *pair) for pair in pairs])),
     }
 
@@ -53,8 +63,6 @@ def main():
         "--size", type=int, default=512, help="of the images that are measured: their long side, in pixels"
     )
     args = parser.parse_args()
-
-    import jax
 
     from nstjax import features, files, images, regions, terminal
     from nstjax.studies import cards
@@ -91,7 +99,6 @@ def main():
         gallery.append((str(n), [cards.Thumbnail(image, name) for name, image in every.items()]))
         for name in ("content", *results):
             rows.append(measured(f"{n}, {name}", every[name], content, style, pairs, params))
-        jax.clear_caches()
         print(*rows[-2:], sep="\n", flush=True)
     means = [
         {"name": name}
