@@ -35,7 +35,7 @@ class Flags(NamedTuple):
     style_mask: tuple[Path, ...] = ()
     """the same of the reference: regions of one color, or of one place in the list, belong together."""
     method: Literal["deep-photo", "color"] = "deep-photo"
-    """deep-photo (optimized, half a minute) or color (its start, the colors alone, a few seconds)."""
+    """deep-photo (optimized, about a minute) or color (its start, the colors alone, a few seconds)."""
     strength: float = 1.0
     """from 0, the photo, to 1."""
     size: int = 512
