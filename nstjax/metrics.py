@@ -4,6 +4,9 @@
     lpips                              what people see: against the content image, how much of it is still there
     content_distance, style_distance   0 is reached, 1 is as far as a start: how far a transfer has got
     frechet                            two clouds of features, of two images or of two collections
+    edge_ssim, outside_affine          photo-realistic transfer: how far edges and local colors are those of the photo
+    color_distance                     colors, region by region
+    segmentation_agreement             what a segmentation network still recognizes
 
 ArtFID (Wright and Ommer 2022, arXiv 2207.12280) is (1 + LPIPS) (1 + FID), less being better: LPIPS of each stylized
 image against its content image, FID between the stylized and the style images. It needs Inception weights that were
@@ -12,14 +15,14 @@ features their product has no claim to the name, and compares with no figure of 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from nstjax import losses, weights
+from nstjax import color, losses, matting, weights
 from nstjax.errors import InputError
 from nstjax.losses import mse as mse  # 0 is equal, less is better; of images it is at most 1
 
@@ -142,16 +145,30 @@ def style_distance(
     layers: Sequence[str] = ("relu1_1", "relu2_1", "relu3_1", "relu4_1", "relu5_1"),
     statistic: losses.Statistic = losses.gram,
     distance: losses.Distance = mse,
+    region: losses.Mask | None = None,
+    learned: Float[Array | np.ndarray, "_ _"] | None = None,
 ) -> Any:
     """How much of the way from a content image to a style is left, mean over the layers: less is better.
 
     `losses.style` of the image against the style, in units of that of the untouched content: 1 is the content image, 0
     has the style image's statistics. By default it is of squares: 0.01 is a tenth of the difference of Gram matrices.
+
+    Args:
+        region: mask of the image and of the content image, if only a region of them counts.
+        learned: mask of the style image.
     """
-    x, start = extract(params, image), extract(params, content)
-    target = {name: statistic(y) for name, y in _only(extract(params, style), layers).items()}
-    loss = lambda x, name: losses.style(x, {name: target[name]}, statistic=statistic, distance=distance)  # noqa: E731
+    x, start, wanted = (_only(extract(params, each), layers) for each in (image, content, style))
+    target = {name: statistic(y, mask=_at(learned, y)) for name, y in wanted.items()}
+
+    def loss(x: Mapping[str, Any], name: str) -> Any:
+        return distance(statistic(x[name], mask=_at(region, x[name])), target[name])
+
     return _relative(loss, x, start, layers)
+
+
+def _at(mask: Any, features: Any) -> Array | None:
+    """A mask at the size of features; None stays None."""
+    return None if mask is None else jax.image.resize(jnp.asarray(mask), features.shape[:2], "linear")
 
 
 def _only(features: Mapping[str, Any], layers: Iterable[str]) -> dict[str, Any]:
@@ -185,3 +202,82 @@ def _root(a: losses.Matrix) -> Float[Array, "c c"]:
     """Square root of a symmetric matrix whose eigenvalues are at least 0 but for rounding."""
     values, vectors = jnp.linalg.eigh(a)
     return vectors * jnp.sqrt(jnp.maximum(values, 0)) @ vectors.T
+
+
+# --- photo-realistic transfer
+
+
+def edge_ssim(image: Image, content: Image) -> losses.Scalar:
+    """SSIM of the edges of an image and of its content image: 1 is equal, more is better.
+
+    Edges are Sobel gradients of luminance, whose lengths are scaled to the content's root mean square, so that an image
+    may be darker or of less contrast (after Yoo 2019, arXiv 1903.09760, which compares a network's edge maps).
+    """
+    x, y = _edges(image), _edges(content)
+    return ssim(x * jnp.sqrt((y**2).mean() / jnp.maximum((x**2).mean(), 1e-12)), y)
+
+
+def _edges(image: Image) -> Float[Array, "_ _"]:
+    """Lengths of the Sobel gradients of luminance, inside the border."""
+    x = color.luminance(jnp.asarray(image))
+    across, along = (lambda x: x[:, 2:] - x[:, :-2]), (lambda x: x[:, :-2] + 2 * x[:, 1:-1] + x[:, 2:])
+    gradients = across(along(x.T).T), across(along(x).T).T
+    return jnp.sqrt(sum(g**2 for g in gradients) + 1e-12) / 8
+
+
+def outside_affine(image: Image, content: Image, *, tolerance: float = 2 / 255, epsilon: float = 1e-5) -> losses.Scalar:
+    """The share of pixels that no locally affine function of the content's colors gives: 0 to 1, less is better.
+
+    That of pixels whose residuals from the fits of the 3x3 windows that contain them are on average over the tolerance
+    in some channel (`matting.product`). Strokes, noise and posterisation are outside; light and colors are not.
+
+    Args:
+        tolerance: in colors in [0, 1].
+        epsilon: ridge of the fits, in squared colors.
+    """
+    residual = matting.product(content, image, epsilon=epsilon) / matting.degree(np.shape(image))
+    return (jnp.abs(residual).max(-1) > tolerance).mean()
+
+
+def color_distance(
+    image: Image,
+    style: Float[Array | np.ndarray, "_ _ 3"],
+    region: losses.Mask | None = None,
+    learned: Float[Array | np.ndarray, "_ _"] | None = None,
+) -> losses.Scalar:
+    """Fréchet distance of the colors of an image and a style image, not squared: 0 is equal, less is better.
+
+    In colors in [0, 1]: 0.1 is a difference of means by 0.1, or of standard deviations, or of both together.
+
+    Args:
+        region, learned: masks of the image and of the style image, if only a region counts.
+    """
+    return jnp.sqrt(frechet(losses.gaussian(image, mask=region), losses.gaussian(style, mask=learned)))
+
+
+class Agreement(NamedTuple):
+    """How far two segmentations agree, each from 0 to 1."""
+
+    accuracy: losses.Scalar  # share of pixels
+    mean_iou: losses.Scalar  # intersection over union, mean over the classes that either has
+
+
+def segmentation_agreement(
+    net: Callable[[Any], Float[Array, "h w classes"]], image: Image, labels: Int[Array | np.ndarray, "h w"]
+) -> Agreement:
+    """FCN scores: what a segmentation network recognizes in an image, against labels (Isola 2017, arXiv 1611.07004).
+
+    No such network is bundled. Labels may be the network's own for the content image.
+
+    Args:
+        net: image -> a score for each class at every pixel.
+        labels: the number of the class at every pixel; others, such as -1, are left out.
+    """
+    scores = net(image)
+    classes = jnp.arange(scores.shape[-1])
+    known = ((labels >= 0) & (labels < len(classes)))[..., None]
+    there, wanted = (x[..., None] == classes for x in (scores.argmax(-1), jnp.asarray(labels)))
+    both = (there & wanted & known).sum((0, 1))
+    either = ((there | wanted) & known).sum((0, 1))
+    iou = jnp.where(either > 0, both / jnp.maximum(either, 1), 0)
+    return Agreement(both.sum() / jnp.maximum(known.sum(), 1), iou.sum() / jnp.maximum((either > 0).sum(), 1))

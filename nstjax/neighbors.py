@@ -1,12 +1,11 @@
 """Style by nearest neighbors: every feature vector of the content becomes a similar one of the styles.
 
 After Kolkin 2022, "Neural Neighbor Style Transfer" (arXiv 2203.13215). Feature vectors are hypercolumns: those of
-several layers at one position, joined. Three things depart from the paper, as they look better:
+several layers at one position, joined. Three things depart from the paper:
 
 - Matches are spread. In a plain area, such as a sky, all vectors have one nearest neighbor, and a repeated vector is a
   flat, speckled texture. Each vector of the styles therefore gets a price, which rises where many want it.
-- The loss is a squared difference instead of a cosine distance: it holds contrast and color, and L-BFGS needs a quarter
-  of Adam's steps.
+- The loss is a squared difference instead of a cosine distance, so that it holds contrast and color.
 - Layers are averaged where they are made smaller, so that no pixel goes unseen.
 """
 

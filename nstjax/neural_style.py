@@ -314,6 +314,7 @@ def _prepared(
     else:
         image = pyramid.continued(pyramid.enlarge(painted, before, shown), margin)
     weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
+    weights["matting"] = recipe.matting_weight
     weights = {name: weight for name, weight in weights.items() if weight}
     if styled:
         weights["style"] = recipe.style_weight if job.style_weight is None else job.style_weight

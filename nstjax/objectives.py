@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from nstjax import losses, roots
+from nstjax import losses, matting, roots
 from nstjax.typing import Array, Image, Mask
 
 Objective = Callable[[Image, Any], tuple[Any, dict[str, Any]]]  # (image, data) -> (loss, its terms by name)
@@ -73,8 +73,8 @@ def neural_style(
 ) -> tuple[Objective, Targets]:
     """Return the loss of Gatys 2015 (arXiv 1508.06576, eq. 7) with priors, as two functions (objective, targets).
 
-    objective(image, data) -> (loss, terms) computes the terms named in data["weights"], among "content", "style", "tv"
-    and "laplacian", and multiplies them by their weights.
+    objective(image, data) -> (loss, terms) computes the terms named in data["weights"], among "content", "style", "tv",
+    "laplacian" and "matting", and multiplies them by their weights.
 
     targets(params, content, styles, weights=..., content_layers=..., style_layers=...) -> data takes a content image,
     a list of `Style`s, the weights {term: number} and the layers' weights {layer: number}. The image so far and a key,
@@ -126,7 +126,9 @@ def _term(how: _Losses, name: str, measured: Mapping[str, Any], image: Image, da
             return losses.total_variation(image, power=how.tv_power)
         case "laplacian":
             return losses.mse(losses.laplacian(image, pool=how.pool), data["edges"])
-    raise ValueError(f"no term {name!r}; there are content, style, tv, laplacian")
+        case "matting":
+            return matting.energy(data["guide"], image) / (image.shape[0] * image.shape[1])
+    raise ValueError(f"no term {name!r}; there are content, style, tv, laplacian, matting")
 
 
 def _style_term(how: _Losses, measured: Mapping[str, Any], style: Any, index: int, data: Any) -> Any:
@@ -197,6 +199,7 @@ def _targets(
             "regions": regions if any(regions) else [None],
             "origins": origins,
             "edges": losses.laplacian(content, pool=how.pool) if "laplacian" in weights else None,
+            "guide": content if "matting" in weights else None,
             "weights": weights,
             "content_layers": content_layers,
             "style_layers": style_layers,

@@ -42,6 +42,8 @@ class Recipe(NamedTuple):
     """of the squared total variation, against noise."""
     laplacian_weight: float = 0.0
     """of the Laplacian loss, which keeps the edges of the content image."""
+    matting_weight: float = 0.0
+    """of the matting Laplacian's energy, which keeps colors locally affine in the content's: photo-realistic."""
     network: Literal["vgg19", "vgg16"] = "vgg19"
     """the network whose features are compared."""
     pooling: Literal["max", "average"] = "max"
@@ -239,7 +241,7 @@ def _check_numbers(recipe: Recipe) -> None:
     for name in ("steps", "scales", "passes", "learning_rate", "style_scale", "smallest", "coarse", "balance"):
         if (value := getattr(recipe, name)) is not None and not 0 < value < math.inf:
             raise InputError(f"{value}: give a number above 0", argument=name)
-    weights = ("content_weight", "style_weight", "tv_weight", "laplacian_weight")
+    weights = ("content_weight", "style_weight", "tv_weight", "laplacian_weight", "matting_weight")
     for name in (*weights, "content_layer_weights", "style_layer_weights"):
         if not all(0 <= value < math.inf for value in np.ravel(getattr(recipe, name))):
             raise InputError(f"{getattr(recipe, name)}: give numbers that are not negative", argument=name)

@@ -103,7 +103,7 @@ def test_metadata_can_be_left_out(run):
         ["--optimizer", "adam", "--beta1", "0.5", "--beta2", "0.9"],
         ["--content-layers", "relu3_1", "relu4_2", "--content-layer-weights", "3", "0.5"],
         ["--preserve-color", "luminance"],
-        ["--preserve-color", "covariance", "--tv-weight", "10", "--laplacian-weight", "5"],
+        ["--preserve-color", "covariance", "--tv-weight", "10", "--laplacian-weight", "5", "--matting-weight", "1"],
         ["--preserve-color", "histogram", "--init", "style"],
         ["--init", "gray", "--style-scale", "0.7", "--style-layers", "relu1_1", "pool3", "--content-layers", "conv4_2"],
     ],

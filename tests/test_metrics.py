@@ -327,3 +327,61 @@ def test_all_work_under_jit_and_vmap():
     ):
         alone, together = jax.jit(metric), jax.jit(jax.vmap(metric))(a, b)
         np.testing.assert_allclose(together, [alone(x, y) for x, y in zip(a, b, strict=True)], rtol=1e-3)
+
+
+# Photo-realistic transfer
+
+
+def test_edges_survive_light_and_not_blur_or_strokes():
+    content = picture(0, 40, 36, 3)
+    edge_ssim = jax.jit(metrics.edge_ssim)
+    assert float(edge_ssim(content, content)) == pytest.approx(1)
+    assert float(edge_ssim(0.3 * content + 0.1, content)) == pytest.approx(1, abs=1e-3)
+    blurred = gaussian_filter(content, (1.5, 1.5, 0))
+    assert edge_ssim(blurred, content) < 0.9
+    assert edge_ssim(picture(1, 40, 36, 3), content) < edge_ssim(blurred, content)
+
+
+def test_edges_are_sobels():
+    from skimage.filters import sobel
+
+    image = picture(0, 24, 20, 3)
+    expected = sobel(image.astype(np.float64) @ [0.299, 0.587, 0.114])[1:-1, 1:-1] / np.sqrt(2) * 2
+    np.testing.assert_allclose(2 * metrics._edges(image), expected, atol=1e-4)
+
+
+def test_what_is_affine_in_the_content_is_inside_and_strokes_are_outside():
+    content = picture(0, 40, 36, 3)
+    night = 0.2 * content @ np.array([[1, 0.2, 0], [0, 1, 0], [0.1, 0, 1]], np.float32)
+    stroke = night.copy()
+    stroke[10:13, 5:30] += 0.3
+    assert metrics.outside_affine(night, content) == 0
+    assert 25 * 3 / (40 * 36) <= float(metrics.outside_affine(stroke, content)) < 27 * 7 / (40 * 36)
+
+
+def test_colors_and_grams_are_compared_within_regions():
+    style, image = picture(0, 24, 20, 3), picture(1, 24, 20, 3)
+    image[:, 10:] = style[:, :10] + 0.1
+    region, learned = np.zeros((2, 24, 20), np.float32)
+    region[:, 10:], learned[:, :10] = 1, 1
+    assert float(metrics.color_distance(image, style, region, learned)) == pytest.approx(0.1 * 3**0.5, rel=1e-2)
+    image[:, 10:] = style[:, :10]
+    assert float(metrics.color_distance(image, style, region, learned)) < 1e-2 < metrics.color_distance(image, style)
+    masked = partial(style_distance, content=picture(2), region=region, learned=learned, layers=("a",))
+    assert float(masked(extract, KERNEL, image, style)) < 1e-6
+    whole = style_distance(extract, KERNEL, image, style, picture(2), layers=("a",))
+    assert float(whole) > 1e-3
+
+
+def test_segmentation_agreement_of_a_toy_network():
+    scene = np.zeros((8, 8, 3), np.float32)
+    scene[:, :4, 0], scene[:, 4:, 2] = 1, 1  # red is class 0, blue class 2, green class 1
+    net = lambda image: image  # noqa: E731
+    labels = np.where(np.arange(8) < 4, 0, 2) * np.ones((8, 1), int)
+    agreement = jax.jit(partial(metrics.segmentation_agreement, net))
+    assert tuple(agreement(scene, labels)) == (1, 1)
+    scene[:, 2:4] = [0, 1, 0]  # a quarter turns green, which the labels do not have: IoU 1/2, 0, 1
+    found = agreement(scene, labels)
+    assert (float(found.accuracy), float(found.mean_iou)) == (0.75, 0.5)
+    labels[:, 2:4] = -1
+    assert tuple(agreement(scene, labels)) == (1, 1)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nstjax import losses, objectives
+from nstjax import losses, matting, objectives
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 LAYERS = {"content_layers": {"deep": 1.0}, "style_layers": {"shallow": 0.5, "deep": 2.0}}
-WEIGHTS = {"content": 2.0, "style": 3.0, "tv": 5.0, "laplacian": 7.0}
+WEIGHTS = {"content": 2.0, "style": 3.0, "tv": 5.0, "laplacian": 7.0, "matting": 11.0}
 
 
 def features(params, image):
@@ -42,6 +42,7 @@ def test_terms_are_the_losses_times_their_weights():
         "style": 3 * (0.5 * gram["shallow"] + 2 * gram["deep"]),
         "tv": 5 * losses.total_variation(image),
         "laplacian": 7 * np.mean((losses.laplacian(image) - losses.laplacian(content)) ** 2),
+        "matting": 11 * matting.energy(content, image) / (16 * 12),
     }
     assert set(terms) == set(expected)
     for name, value in expected.items():
