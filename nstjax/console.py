@@ -36,7 +36,8 @@ Neural style transfer: a photo in the style of a painting.
   nstjax stylize photo.jpg starry_night -o out.png      run a trained net
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones
-  nstjax web                                            paint in your browser
+  nstjax web [photo.jpg [painting.jpg]]                 paint in your browser,
+                                                        as nstjax paint ... --web
 
   nstjax COMMAND --help                 common flags; --help-all shows all
   nstjax --version                      versions, and the device that computes
@@ -85,10 +86,10 @@ COMMANDS = {
 def main() -> None:
     """Run the command line in `sys.argv`; ends with status 2 and one line on stderr for bad input."""
     name, *arguments = sys.argv[1:] or ["--help"]
-    if name in COMMANDS:
+    if name == "web" or (name == "paint" and "--web" in arguments):
+        terminal.run("nstjax web", functools.partial(run_web, [each for each in arguments if each != "--web"]))
+    elif name in COMMANDS:
         terminal.run(f"nstjax {name}", functools.partial(run, name, arguments))
-    elif name == "web":
-        terminal.run("nstjax web", functools.partial(run_web, arguments))
     elif name == COMPLETION:
         print_completion(sys.argv[1:])
     else:

@@ -278,6 +278,14 @@ def test_the_command_prints_its_address_and_ends_by_ctrl_c():
             page.kill()
 
 
+def test_paint_with_web_is_the_page_with_its_names(monkeypatch):
+    asked = []
+    monkeypatch.setattr(console, "run_web", asked.append)
+    monkeypatch.setattr(sys, "argv", ["nstjax", "paint", "photo.jpg", "painting.jpg", "--web", "--no-browser"])
+    console.main()
+    assert asked == [["photo.jpg", "painting.jpg", "--no-browser"]]
+
+
 def test_bad_flags_are_one_line(monkeypatch):
     monkeypatch.setattr(sys, "argv", [])
     for flags, told in (
