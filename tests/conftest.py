@@ -1,5 +1,6 @@
 """Eight virtual devices on the CPU, for what runs on several (set before jax starts); what test files share."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -29,6 +30,16 @@ def compiled_once(tmp_path_factory, worker_id):
         "jax_compilation_cache_dir", str((folder if worker_id == "master" else folder.parent) / "compiled")
     )
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def mapped():
+    """Compiled programs stay mapped, and a Linux process may have 65,530 mappings: beyond them XLA compiles no more."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -366,13 +366,14 @@ def test_unknown_flag_exits_with_2():
 @pytest.mark.parametrize("size", [(1600, 40), (40, 1600)])
 def test_a_panorama_is_painted_beside_a_style_of_its_area(run, monkeypatch, tmp_path, size):
     shapes = []
-    prepared = neural_style._prepared
+    styles_at = neural_style.styles_at
 
-    def spied(job, *args):
-        shapes.extend(style.image.shape for style in neural_style._styles(job, *args[:3]))
-        return prepared(job, *args)
+    def spied(*args):
+        styles = styles_at(*args)
+        shapes.extend(style.image.shape for style in styles)
+        return styles
 
-    monkeypatch.setattr(neural_style, "_prepared", spied)
+    monkeypatch.setattr(neural_style, "styles_at", spied)
     content = picture(tmp_path / "panorama.png", 3, size=size)
     style = picture(tmp_path / "long.png", 4, size=(360, 40))
     path = run("--content", content, "--style", style, picture(tmp_path / "b.png", 5), size=1600, steps=1)

@@ -345,7 +345,7 @@ def test_two_hosts_train_as_one(run, here):
     sgd = "import optax; optax.adam = optax.sgd; "
 
     def flags(folder):
-        return [name, *own, *standard(folder, 4), "--learning-rate", "0.01"]
+        return [name, *own, *standard(folder, 4), "--learning-rate", "0.001"]  # by 0.01 it diverges, and rounding grows
 
     one = in_another_process(here, *flags("one"), devices=2, before=sgd)
     said = one.communicate()[0].decode()
