@@ -37,7 +37,7 @@ Neural style transfer: a photo in the style of a painting.
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones
   nstjax web [photo.jpg [painting.jpg]]                 paint in your browser,
-                                                        as nstjax paint ... --web
+                                                        or: paint ... --web
 
   nstjax COMMAND --help                 common flags; --help-all shows all
   nstjax --version                      versions, and the device that computes
