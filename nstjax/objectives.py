@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Shaped
 
-from nstjax import losses, matting, roots
+from nstjax import losses, priors, roots
 from nstjax.typing import Array, Image, Mask
 
 Objective = Callable[[Image, Any], tuple[Any, dict[str, Any]]]  # (image, data) -> (loss, its terms by name)
@@ -122,13 +122,7 @@ def _term(how: _Losses, name: str, measured: Mapping[str, Any], image: Image, da
         case "style":
             each = enumerate(data["styles"])
             return sum(style["weight"] * _style_term(how, measured, style, i, data) for i, style in each)
-        case "tv":
-            return losses.total_variation(image, power=how.tv_power)
-        case "laplacian":
-            return losses.mse(losses.laplacian(image, pool=how.pool), data["edges"])
-        case "matting":
-            return matting.energy(data["guide"], image) / (image.shape[0] * image.shape[1])
-    raise ValueError(f"no term {name!r}; there are content, style, tv, laplacian, matting")
+    return priors.term(name, image, data, tv_power=how.tv_power, pool=how.pool)
 
 
 def _style_term(how: _Losses, measured: Mapping[str, Any], style: Any, index: int, data: Any) -> Any:
@@ -198,8 +192,7 @@ def _targets(
             "styles": [_style_targets(how, params, style, style_layers, origins) for style in styles],
             "regions": regions if any(regions) else [None],
             "origins": origins,
-            "edges": losses.laplacian(content, pool=how.pool) if "laplacian" in weights else None,
-            "guide": content if "matting" in weights else None,
+            **priors.targets(content, weights, pool=how.pool),
             "weights": weights,
             "content_layers": content_layers,
             "style_layers": style_layers,

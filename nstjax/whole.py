@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nstjax import distributions, losses, objectives
+from nstjax import distributions, losses, objectives, priors
 from nstjax.objectives import Features, Style
 from nstjax.typing import Image
 
@@ -53,13 +53,10 @@ def neural_style(
         losses.check_layers(x, (*data["content_layers"], *data["style_layers"]))
         values = {}
         for name, weight in data["weights"].items():
-            match name:
-                case "content" | "style":
-                    value = terms[name].loss(x, image, data[name], data[f"{name}_layers"], data["key"])
-                case "tv":
-                    value = losses.total_variation(image, power=tv_power)
-                case "laplacian":
-                    value = losses.mse(losses.laplacian(image, pool=pool), data["edges"])
+            if name in terms:
+                value = terms[name].loss(x, image, data[name], data[f"{name}_layers"], data["key"])
+            else:
+                value = priors.term(name, image, data, tv_power=tv_power, pool=pool)
             values[name] = weight * value
         return sum(values.values()), values
 
@@ -78,7 +75,7 @@ def neural_style(
         found = {
             "content": terms["content"].target(*args, content_layers, key),
             "style": terms["style"].target(*args, style_layers, key),
-            "edges": losses.laplacian(content, pool=pool) if "laplacian" in weights else None,
+            **priors.targets(content, weights, pool=pool),
             "weights": weights,
             "content_layers": content_layers,
             "style_layers": style_layers,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nstjax import losses, matting, objectives
+from nstjax import losses, matting, objectives, whole
 
 KERNEL = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
 LAYERS = {"content_layers": {"deep": 1.0}, "style_layers": {"shallow": 0.5, "deep": 2.0}}
@@ -161,3 +161,16 @@ def test_regions_that_share_the_picture_each_want_their_own():
 
     assert cost((left, right)) < 1e-11
     assert cost((right, left)) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["tv", "laplacian", "matting"])
+def test_losses_of_whole_images_have_the_same_priors(name):
+    content, image, params = picture(0), picture(1), jnp.asarray(KERNEL)
+    own = {"weights": {name: 3.0}, "image": image, "key": jax.random.key(0)} | LAYERS
+    values = []
+    for pair in (objectives.neural_style(features), whole.neural_style(features, style=whole.SLICED)):
+        objective, targets = pair
+        total, terms = objective(image, targets(params, content, [style(2)], **own))
+        assert set(terms) == {name} and total == terms[name] > 0
+        values.append(float(total))
+    assert values[0] == values[1]
