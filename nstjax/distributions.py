@@ -9,9 +9,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from nstjax import losses, roots
+from nstjax.typing import Mask
 
 Vectors = Float[jax.Array | np.ndarray, "*n c"]
 Others = Float[jax.Array | np.ndarray, "*m c"]
@@ -25,6 +26,13 @@ SHORT = 1e-6
 
 def _rows(x: Vectors) -> Float[jax.Array, "n c"]:
     return jnp.asarray(x).reshape(-1, x.shape[-1])
+
+
+def drawn(key: jax.Array, n: int, *, mask: Mask) -> Int[jax.Array, " n"]:
+    """Indices of n random positions of a mask, row by row, in proportion to it."""
+    total = jnp.cumsum(jnp.asarray(mask).ravel())
+    index = jnp.searchsorted(total, jax.random.uniform(key, (n,)) * total[-1], side="right")
+    return jnp.minimum(index, total.size - 1)
 
 
 def cosine_distances(x: Vectors, y: Others) -> Distances:

@@ -45,9 +45,7 @@ def positions(key: jax.Array, n: int, *, mask: Mask | None = None) -> Positions:
     if mask is None:
         return jax.random.uniform(key, (n, 2))
     pick, inside = jax.random.split(key)
-    total = jnp.cumsum(jnp.asarray(mask).ravel())
-    index = jnp.searchsorted(total, jax.random.uniform(pick, (n,)) * total[-1], side="right")
-    corner = jnp.stack(jnp.divmod(jnp.minimum(index, total.size - 1), mask.shape[1]), axis=1)
+    corner = jnp.stack(jnp.divmod(distributions.drawn(pick, n, mask=mask), mask.shape[1]), axis=1)
     return (corner + jax.random.uniform(inside, (n, 2))) / jnp.array(mask.shape)
 
 

@@ -142,9 +142,7 @@ def _some(key: Any, shape: tuple[int, int], mask: Any) -> Any:
     n = shape[0] * shape[1]
     if mask is None:
         return jnp.arange(n) if n <= POSITIONS else jax.random.randint(key, (POSITIONS,), 0, n)
-    total = jnp.cumsum(mask.ravel())
-    drawn = jnp.searchsorted(total, jax.random.uniform(key, (min(n, POSITIONS),)) * total[-1], side="right")
-    return jnp.minimum(drawn, n - 1)
+    return distributions.drawn(key, min(n, POSITIONS), mask=mask)
 
 
 SLICED = Term(_sliced_target, _sliced_loss)
