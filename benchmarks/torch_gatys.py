@@ -3,9 +3,10 @@
     python benchmarks/torch_gatys.py paint CONTENT STYLE OUTPUT --size 384 --evaluations 200
     python benchmarks/torch_gatys.py score CONTENT STYLE PICTURE
 
-Runs in an environment of its own, as `torch_python.PACKAGES` lists it. As most peers do, it optimizes
-outside the gamut and clamps at the end; with `--clamp always` it clamps the pixels before every evaluation, as
-PyTorch's own tutorial does. `score` prints the loss of a saved picture by this independent implementation.
+Runs in an environment of its own, as `torch_python.PACKAGES` lists it. It clamps the pixels before every evaluation, as
+PyTorch's own tutorial does; with `--clamp end` it optimizes outside the gamut and clamps at the end, as most peers do.
+The objective is nstjax's: convolutions repeat the image's border. `score` prints the loss of a saved picture by this
+independent implementation. `--tuned` sets the allocator as nstjax's experiments do.
 """
 
 import argparse
@@ -43,7 +44,8 @@ def features(net, image):
     for name, (kernel, bias) in layers.items():
         if name.endswith("_1") and name != "conv1_1":
             x = torch.nn.functional.max_pool2d(x, 2)
-        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias, padding=1))
+        x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias))
         if name in (*STYLE, CONTENT):
             out[name] = x
         if name == "conv5_1":
@@ -126,6 +128,11 @@ if __name__ == "__main__":
     parser.add_argument("picture")
     parser.add_argument("--size", type=int, default=384)
     parser.add_argument("--evaluations", type=int, default=200)
-    parser.add_argument("--clamp", choices=["end", "always"], default="end")
+    parser.add_argument("--clamp", choices=["end", "always"], default="always")
+    parser.add_argument("--tuned", action="store_true")
     arguments = parser.parse_args()
+    if arguments.tuned:
+        from nstjax import terminal
+
+        terminal.tune_malloc()
     {"paint": paint, "score": score}[arguments.what](arguments)

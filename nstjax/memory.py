@@ -36,6 +36,7 @@ class Scene(NamedTuple):
     reading: float = 0  # bytes that reading the largest file takes for a moment (`images.reading_bytes`)
     scales: int = 1
     at_once: bool = False  # whether all the features of an image are needed at once
+    variables: float = 1  # numbers that are optimized, for each of the image's
     held: float = 0  # numbers that the losses hold for each pixel beside the network's
 
 
@@ -67,7 +68,7 @@ def fit(scene: Scene, *, limit: float, devices: int = 1) -> Budget:
     and the least that the network needs, three fifths go to more steps, up to 20. Raises InputError if the limit does
     not suffice for that minimum; the message says how much would.
     """
-    pair = 3 * IMAGE * math.prod(scene.shape)  # two images, one of which XLA copies
+    pair = 3 * IMAGE * scene.variables * math.prod(scene.shape)  # two images, one of which XLA copies
     layers = scene.content_layers + scene.style_layers
     whole = stream.whole((*scene.shape, 3), layers) + 4 * scene.held * math.prod(scene.shape)
     least = whole if devices > 1 or scene.at_once else stream.least((*scene.shape, 3), layers)
@@ -107,7 +108,8 @@ def _parameters(network: str, layers: Sequence[str], *, compact: bool) -> float:
 def _images(scene: Scene) -> float:
     """Bytes of all arrays of the content's size while it is optimized, beside L-BFGS's pairs."""
     features = sum(vgg.numbers(name) for name in scene.content_layers)
-    held = math.prod(scene.shape) * (4 * features + IMAGE * (IMAGES + scene.results) + 8 * scene.regions)
+    images = IMAGES * scene.variables + scene.results
+    held = math.prod(scene.shape) * (4 * features + IMAGE * images + 8 * scene.regions)
     return held + sum(IMAGE * math.prod(shape) for shape in scene.styles)
 
 

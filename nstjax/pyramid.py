@@ -119,8 +119,8 @@ def run(
             yield scale, image, terms
 
 
-# Levels of a Laplacian pyramid: the coarsest then is 1/32 of an image.
-DEPTH = 5
+# Levels of a Laplacian pyramid: the coarsest then is 1/32 of an image. They have 4/3 as many numbers as it.
+DEPTH, VARIABLES = 5, 4 / 3
 
 
 def laplacian(image: Image, *, depth: int = DEPTH) -> list[Float[Array, "_ _ 3"]]:
@@ -164,7 +164,9 @@ def on_levels(
     Args:
         make: (objective, project=...) -> a solver of a vector, such as `solvers.lbfgs`.
         objective: (image, data) -> (loss, terms).
-        unit: of a level, in that of the next finer one: 1/2 makes the gradients of all levels equally long.
+        unit: of a level, in that of the next finer one. 1/2 makes the gradients of all levels equally long. For L-BFGS
+            it is a preconditioner: its first approximation of the inverse Hessian is the sum of unit^2i U_i U_i^T
+            instead of the identity, where U_i enlarges level i.
     """
 
     def vector(levels: Sequence[Any]) -> Any:

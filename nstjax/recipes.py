@@ -76,8 +76,9 @@ class Recipe(NamedTuple):
     padding does to a rim grows with every enlargement."""
     balance: float = 300.0
     """ratio of style to content at strength 0.5, each in a unit of its own."""
-    levels: bool = False
-    """optimize the levels of the image's Laplacian pyramid rather than its pixels: large shapes settle first."""
+    variables: Literal["auto", "pixels", "levels"] = "auto"
+    """what is optimized: the image's pixels, or the levels of its Laplacian pyramid, so that large shapes settle first;
+    auto: levels by L-BFGS on one device, which then needs fewer evaluations, else pixels."""
     faded: int = 0
     """finest levels of the Laplacian pyramid that each size starts without, so that detail comes from the style."""
     method: Method = methods.GRAM
@@ -92,6 +93,11 @@ class Recipe(NamedTuple):
     def no_style(self) -> bool:
         """Whether the style counts for nothing."""
         return self.style_weight == 0 if self.strength is None else self.strength == 0
+
+    @property
+    def on_levels(self) -> bool:
+        """Whether the levels of the image's Laplacian pyramid are optimized rather than its pixels."""
+        return self.variables == "levels" or (self.variables == "auto" and self.optimizer.startswith("lbfgs"))
 
     @property
     def kept_detail(self) -> float:
@@ -157,7 +163,7 @@ PRESETS: dict[str, Recipe] = {
         coarse=1.0,
         margin=0.0,
         balance=4.0,
-        levels=True,
+        variables="levels",
         faded=3,
     ),
     # After STROTSS (Kolkin 2019).
@@ -176,7 +182,7 @@ PRESETS: dict[str, Recipe] = {
         balance=1.0,
         optimizer="adam",
         learning_rate=0.005,
-        levels=True,
+        variables="levels",
     ),
     # Whole distributions of features (Heitz 2021).
     "sliced": _PYRAMID._replace(method=methods.SLICED, steps=100),
@@ -211,7 +217,7 @@ def check(recipe: Recipe, *, given: Collection[str] = (), layers: Sequence[str] 
             have no effect.
     """
     _check_numbers(recipe)
-    for name in ("optimizer", "network", "pooling", "preserve_color"):
+    for name in ("optimizer", "network", "pooling", "preserve_color", "variables"):
         choices = get_args(Recipe.__annotations__[name])
         if (value := getattr(recipe, name)) not in choices:
             raise InputError(f"no {value!r}; there are {', '.join(choices)}", argument=name)
@@ -318,7 +324,7 @@ def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> 
             tx = optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate))
             make = partial(solvers.gradient, transformation=tx, jump=solvers.JUMP)
     # Adam's steps are as long in every variable; those of the others are shorter where gradients are.
-    unit = 1.0 if recipe.optimizer.startswith("adam") else 0.5
-    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.levels else make(objective)
+    unit = 1.0 if recipe.optimizer.startswith("adam") else 0.5**0.5
+    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.on_levels else make(objective)
     chosen = solvers.keyed(chosen) if recipe.method.random else chosen
     return solvers.averaged(chosen, decay=recipe.average) if recipe.average else chosen

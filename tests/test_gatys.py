@@ -94,7 +94,7 @@ def test_metadata_can_be_left_out(run):
         ["--preset", "quality", "--steps", "9"],
         ["--preset", "neighbor", "--strength", "0.7", "--preserve-color", "luminance"],
         ["--preset", "strotss", "--seed", "3"],
-        ["--preset", "sliced", "--levels", "--faded", "2"],
+        ["--preset", "sliced", "--variables", "levels", "--faded", "2"],
         ["--preset", "gatys"],
         ["--preset", "gatys", "--pooling", "average", "--network", "vgg16"],
         ["--strength", "0.7", "--content-distance", "charbonnier"],
