@@ -8,6 +8,7 @@ from scipy import ndimage
 
 from nstjax import flow
 
+pytestmark = pytest.mark.usefixtures("quickly")
 H, W = 80, 112
 Y, X = np.mgrid[:H, :W].astype(float)
 CENTER = np.array([(W - 1) / 2, (H - 1) / 2])
