@@ -75,10 +75,16 @@ def steady(before: Before, frame: Image, painted: Image, *, strength: Float[Arra
     still = (moved.flow**2).sum(-1, keepdims=True) < STILL**2
     along = jnp.where(still, 0.0, moved.flow)
     reference, average = (flow.warp(x, along) for x in (before.reference, before.painted))
-    change = _mean((_mean(frame - reference, 1) ** 2).mean(-1, keepdims=True), 3)
-    kept = strength * jnp.where(still, 1.0, moved.seen[..., None]) * jnp.exp(-change / TOLERANCE**2)
+    alike = agreement(frame, reference)[..., None]
+    kept = strength * jnp.where(still, 1.0, moved.seen[..., None]) * alike
     mixed = painted + kept * (average - painted)
     return Before(frame, frame + kept * (reference - frame), mixed), mixed
+
+
+def agreement(frame: Image, other: Image) -> Mask:
+    """1 where two frames show the same, up to noise, down to 0 where they differ: of their surroundings."""
+    change = _mean((_mean(frame - other, 1) ** 2).mean(-1, keepdims=True), 3)[..., 0]
+    return jnp.exp(-change / TOLERANCE**2)
 
 
 def _mean(x: Float[Array, "h w c"], n: int) -> Float[Array, "h w c"]:

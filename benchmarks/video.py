@@ -1,0 +1,162 @@
+"""How still painted videos hold: warping errors of frames painted independently, and along the optical flow.
+
+    python benchmarks/video.py --ground beach-city.jpg --mover flowers.jpg --style gale.jpg --strip strip.jpg
+
+Frames are made here, of a camera that pans and zooms over a photo while a part of another photo moves across, with a
+camera's noise, so that the motion is known exactly; what is painted never sees it.
+"""
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+
+import numpy as np
+
+NOISE = 2 / 255  # standard deviation of the camera's noise
+BUNDLED = "starry_night"
+
+
+def view(t, shape):
+    """(x, y) of every pixel at time t in the ground's coordinates: a pan to the right and a zoom in."""
+    h, w = shape
+    y, x = np.mgrid[:h, :w].astype(float)
+    zoom = 1.012**t
+    return (x - w / 2) / zoom + 1.7 * t, (y - h / 2) / zoom + 0.6 * t
+
+
+def seen_at(t, ground):
+    """(x, y) of the pixels that show places of the ground at time t: the inverse of `view`, but for the center."""
+    zoom = 1.012**t
+    return (ground[0] - 1.7 * t) * zoom, (ground[1] - 0.6 * t) * zoom
+
+
+def disk(t, shape):
+    """(center x, center y, radius) of what moves, in pixels of the frame at time t."""
+    h, w = shape
+    return 0.25 * w + 3.2 * t, 0.55 * h - 1.1 * t, 0.22 * h
+
+
+def covers(t, shape, x, y):
+    """Whether what moves covers places (x, y) of the frame at time t."""
+    cx, cy, radius = disk(t, shape)
+    return (x - cx) ** 2 + (y - cy) ** 2 < radius**2
+
+
+def frame(t, ground, mover, shape):
+    """The frame at time t, [h, w, 3] in [0, 1]."""
+    from scipy import ndimage
+
+    def sampled(image, x, y):
+        return np.stack([ndimage.map_coordinates(c, (y, x), order=3, mode="mirror") for c in np.moveaxis(image, 2, 0)], 2)
+
+    y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
+    cx, cy, radius = disk(t, shape)
+    gx, gy = view(t, shape)
+    behind = sampled(ground, gx + ground.shape[1] * 0.45, gy + ground.shape[0] * 0.5)
+    front = sampled(mover, x - cx + mover.shape[1] / 2, y - cy + mover.shape[0] / 2)
+    covered = np.clip(radius - np.hypot(x - cx, y - cy) + 0.5, 0, 1)[..., None]
+    noise = np.random.default_rng(t).normal(0, NOISE, behind.shape)
+    return (behind + covered * (front - behind) + noise).clip(0, 1).astype(np.float32)
+
+
+def truth(t, shape):
+    """(motion, seen) from the frame at time t to the one before, as `metrics.warping_error` takes them."""
+    h, w = shape
+    y, x = np.mgrid[:h, :w].astype(float)
+    px, py = seen_at(t - 1, view(t, shape))
+    front = covers(t, shape, x, y)
+    before, now = np.array(disk(t - 1, shape)), np.array(disk(t, shape))
+    px = np.where(front, x + before[0] - now[0], px + w / 2)
+    py = np.where(front, y + before[1] - now[1], py + h / 2)
+    inside = (px >= 0) & (px <= w - 1) & (py >= 0) & (py <= h - 1)
+    seen = inside & (front == covers(t - 1, shape, px, py))
+    edge = np.abs(np.hypot(x - now[0], y - now[1]) - now[2]) < 1.5  # pixels there are mixtures
+    return np.stack([px - x, py - y], -1).astype(np.float32), (seen & ~edge).astype(np.float32)
+
+
+def error(painted, shape):
+    """The mean warping error of consecutive frames, along the true motion."""
+    from nstjax import metrics
+
+    pairs = enumerate(itertools.pairwise(painted), 1)
+    return float(np.mean([metrics.warping_error(after, before, *truth(t, shape)) for t, (before, after) in pairs]))
+
+
+def by_net(frames, smooth):
+    """Frames painted by a bundled net, as stylize.py does."""
+    import jax
+
+    from nstjax import stable, styles
+
+    stylize, hold, before = styles.load(BUNDLED).stylizer(), jax.jit(stable.steady), None
+    for each in frames:
+        image = stylize(each[None])[0]
+        before, image = hold(before or stable.first(each, image), each, image, strength=smooth)
+        yield np.asarray(image)
+
+
+def optimized(frames, style, stability, **options):
+    """Frames painted by optimization: each for itself where stability is None."""
+    from nstjax import clips, neural_style
+
+    if stability is None:
+        for each in frames:
+            *_, last = neural_style.paint(each, [style], **options)
+            yield last.image
+        return
+    for progress in clips.paint(frames, [style], stability=stability, **options):
+        if progress.finished:
+            yield progress.image
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("ground", "mover", "style"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--size", type=int, default=192, help="long side of the frames in pixels")
+    parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--preset", default="fast")
+    parser.add_argument("--only", default="", help="measure only the ways whose names contain this")
+    parser.add_argument("--strip", type=Path, help="an image of every third frame, a row for each way")
+    args = parser.parse_args()
+
+    from nstjax import clips, features, images, metrics, terminal
+    from nstjax.features import vgg
+
+    terminal.cache_compilations()
+    shape = (round(args.size * 0.75), args.size)
+    ground, mover = (images.load(path, size=2 * args.size) for path in (args.ground, args.mover))
+    style = images.load(args.style, size=args.size)
+    frames = [frame(t, ground, mover, shape) for t in range(args.frames)]
+    ways = {
+        "video itself": (lambda: frames, None),
+        "net": (lambda: by_net(frames, 0.0), None),
+        "net, --smooth 0.8": (lambda: by_net(frames, 0.8), None),
+        "optimized, each frame for itself": (lambda: optimized(frames, style, None, preset=args.preset), style),
+        "optimized, short term": (lambda: optimized(frames, style, 1.0, preset=args.preset), style),
+        "optimized, long term": (
+            lambda: optimized(frames, style, 1.0, preset=args.preset, lags=clips.LONG_TERM),
+            style,
+        ),
+    }
+    rows, params = [frames[::3]], features.load("vgg19")
+    for name, (paint, wanted) in ways.items():
+        if args.only not in name:
+            continue
+        start = time.perf_counter()
+        painted = list(paint())
+        seconds = time.perf_counter() - start
+        said = f"{name:34} warping error {error(painted, shape):.2e}"
+        if wanted is not None:
+            pairs = list(zip(painted, frames, strict=True))[1::3]
+            distances = [metrics.style_distance(vgg.features, params, x, wanted, content) for x, content in pairs]
+            said += f", style distance {np.mean(distances):.4f}"
+        print(f"{said}, {seconds:.0f} s", flush=True)
+        rows.append(painted[::3])
+    if args.strip:
+        images.save(args.strip, np.concatenate([np.concatenate(row, 1) for row in rows[1:]]))
+
+
+if __name__ == "__main__":
+    main()
