@@ -110,8 +110,12 @@ def _paint(
 ) -> Iterator[Progress]:
     unit, before = resumed.unit, collections.deque[tuple[Image, Image]](maxlen=max(lags))
     past = collections.deque(itertools.islice(frames, resumed.frames), maxlen=max(lags))
+    options = {"budget": None} | options
     before.extend(zip(past, resumed.painted[-len(past) :], strict=True) if past else ())
     for number, frame in enumerate(frames, resumed.frames):
+        options["budget"] = options["budget"] or _budget(
+            recipe, frame, styles, options
+        )  # one, as programs depend on it
         job = jobs.Job(frame, styles, seed=seed)
         if before:
             start, held, seen = onto(frame, *zip(*(before[-lag] for lag in lags if lag <= len(before)), strict=True))
@@ -125,6 +129,14 @@ def _paint(
                 unit = unit or loss
             yield Progress(number, image, finished, each.step, each.work, loss, unit)
         before.append((frame, image))
+
+
+def _budget(recipe: Recipe, frame: Image, styles: Sequence[Image | Style], options: dict[str, Any]) -> Any:
+    """The memory budget of all frames; None with an extractor of one's own."""
+    if options.get("extract") is not None:
+        return None
+    shapes = [jobs.size(style.image if isinstance(style, Style) else style) for style in styles]
+    return neural_style.budget(recipe, jobs.size(frame), shapes, limit=options.pop("memory_limit", None))
 
 
 def onto(frame: Image, earlier: Sequence[Image], painted: Sequence[Image]) -> tuple[Image, Image, Mask]:

@@ -1,6 +1,6 @@
 """How still painted videos hold: warping errors of frames painted independently, and along the optical flow.
 
-    python benchmarks/video.py --ground beach-city.jpg --mover flowers.jpg --style gale.jpg --strip strip.jpg
+    python benchmarks/flicker.py --ground beach-city.jpg --mover flowers.jpg --style gale.jpg --strip strip.jpg
 
 Frames are made here, of a camera that pans and zooms over a photo while a part of another photo moves across, with a
 camera's noise, so that the motion is known exactly; what is painted never sees it.
@@ -48,7 +48,9 @@ def frame(t, ground, mover, shape):
     from scipy import ndimage
 
     def sampled(image, x, y):
-        return np.stack([ndimage.map_coordinates(c, (y, x), order=3, mode="mirror") for c in np.moveaxis(image, 2, 0)], 2)
+        return np.stack(
+            [ndimage.map_coordinates(c, (y, x), order=3, mode="mirror") for c in np.moveaxis(image, 2, 0)], 2
+        )
 
     y, x = np.mgrid[: shape[0], : shape[1]].astype(float)
     cx, cy, radius = disk(t, shape)
@@ -98,8 +100,10 @@ def by_net(frames, smooth):
 
 def optimized(frames, style, stability, **options):
     """Frames painted by optimization: each for itself where stability is None."""
-    from nstjax import clips, neural_style
+    from nstjax import clips, neural_style, recipes
 
+    shapes = [style.shape[:2]]
+    options["budget"] = neural_style.budget(recipes.PRESETS[options["preset"]], frames[0].shape[:2], shapes)
     if stability is None:
         for each in frames:
             *_, last = neural_style.paint(each, [style], **options)
