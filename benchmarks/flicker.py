@@ -7,14 +7,15 @@ camera's noise, so that the motion is known exactly; what is painted never sees 
 """
 
 import argparse
+import functools
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 NOISE = 2 / 255  # standard deviation of the camera's noise
-BUNDLED = "starry_night"
 
 
 def view(t, shape):
@@ -85,13 +86,55 @@ def error(painted, shape):
     return float(np.mean([metrics.warping_error(after, before, *truth(t, shape)) for t, (before, after) in pairs]))
 
 
-def by_net(frames, smooth):
+def detail(painted):
+    """The standard deviation of what a Gaussian of one pixel takes away: what is left of strokes, and of sharpness."""
+    from scipy import ndimage
+
+    return float(np.mean([(x - ndimage.gaussian_filter(x, (1, 1, 0))).std() for x in painted[1:]]))
+
+
+def end_point_errors(frames, estimate):
+    """(mean, 95th percentile) of the errors in pixels of a flow to the frame before, where that is known."""
+    errors = []
+    for t, (before, after) in enumerate(itertools.pairwise(frames), 1):
+        motion, seen = truth(t, after.shape[:2])
+        errors.append(np.linalg.norm(estimate(after, before) - motion, axis=-1)[seen > 0])
+    return np.mean(np.concatenate(errors)), np.percentile(np.concatenate(errors), 95)
+
+
+def by_dis(image, other):
+    """OpenCV's DIS, for comparison."""
+    import cv2
+
+    gray = [cv2.cvtColor((255 * x).round().astype(np.uint8), cv2.COLOR_RGB2GRAY) for x in (image, other)]
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*gray, None)
+
+
+def compare_flows(frames):
+    """Print the errors of flows, and their seconds for a pair of frames."""
+    from nstjax import flow
+
+    quick = functools.partial(flow.tv_l1, warps=3, iterations=10)
+    flows: dict[str, Any] = {"tv_l1": flow.tv_l1, "tv_l1 of --smooth": quick, "DIS": by_dis}
+    for name, estimate in flows.items():
+        estimate(*frames[:2])
+        start = time.perf_counter()
+        errors = end_point_errors(frames, lambda *pair, estimate=estimate: np.asarray(estimate(*pair)))
+        seconds = (time.perf_counter() - start) / (len(frames) - 1)
+        print(
+            "flow by {:18} end-point error {:.3f} px, 95 % under {:.2f}, {:.0f} ms".format(
+                name, *errors, 1000 * seconds
+            )
+        )
+
+
+def by_net(frames, style, smooth):
     """Frames painted by a bundled net, as stylize.py does."""
     import jax
 
     from nstjax import stable, styles
 
-    stylize, hold, before = styles.load(BUNDLED).stylizer(), jax.jit(stable.steady), None
+    stylize, hold, before = styles.load(style).stylizer(), jax.jit(stable.steady), None
     for each in frames:
         image = stylize(each[None])[0]
         before, image = hold(before or stable.first(each, image), each, image, strength=smooth)
@@ -120,8 +163,12 @@ def main():
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--size", type=int, default=192, help="long side of the frames in pixels")
     parser.add_argument("--frames", type=int, default=12)
+    parser.add_argument("--net", default="starry_night", help="a bundled style, or a trained net's file")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--only", default="", help="measure only the ways whose names contain this")
+    parser.add_argument(
+        "--flow", action="store_true", help="compare flows instead (pip install opencv-python-headless)"
+    )
     parser.add_argument("--strip", type=Path, help="an image of every third frame, a row for each way")
     args = parser.parse_args()
 
@@ -133,10 +180,13 @@ def main():
     ground, mover = (images.load(path, size=2 * args.size) for path in (args.ground, args.mover))
     style = images.load(args.style, size=args.size)
     frames = [frame(t, ground, mover, shape) for t in range(args.frames)]
+    if args.flow:
+        compare_flows(frames)
+        return
     ways = {
         "video itself": (lambda: frames, None),
-        "net": (lambda: by_net(frames, 0.0), None),
-        "net, --smooth 0.8": (lambda: by_net(frames, 0.8), None),
+        "net": (lambda: by_net(frames, args.net, 0.0), None),
+        "net, --smooth 0.8": (lambda: by_net(frames, args.net, 0.8), None),
         "optimized, each frame for itself": (lambda: optimized(frames, style, None, preset=args.preset), style),
         "optimized, short term": (lambda: optimized(frames, style, 1.0, preset=args.preset), style),
         "optimized, long term": (
@@ -144,14 +194,14 @@ def main():
             style,
         ),
     }
-    rows, params = [frames[::3]], features.load("vgg19")
+    rows, params = [], features.load("vgg19")
     for name, (paint, wanted) in ways.items():
         if args.only not in name:
             continue
         start = time.perf_counter()
         painted = list(paint())
         seconds = time.perf_counter() - start
-        said = f"{name:34} warping error {error(painted, shape):.2e}"
+        said = f"{name:34} warping error {error(painted, shape):.2e}, detail {detail(painted):.4f}"
         if wanted is not None:
             pairs = list(zip(painted, frames, strict=True))[1::3]
             distances = [metrics.style_distance(vgg.features, params, x, wanted, content) for x, content in pairs]
@@ -159,7 +209,7 @@ def main():
         print(f"{said}, {seconds:.0f} s", flush=True)
         rows.append(painted[::3])
     if args.strip:
-        images.save(args.strip, np.concatenate([np.concatenate(row, 1) for row in rows[1:]]))
+        images.save(args.strip, np.concatenate([np.concatenate(row, 1) for row in rows]))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from nstjax import flow
 from nstjax.typing import Array, Image, Mask
 
 TOLERANCE = 0.03  # change in the video, in [0, 1], up to which it counts as noise
+MOST_GAIN = 1.5  # of detail, a frame
 STILL = 0.1  # pixels: a shorter flow is that of noise
 FLOW_SIDE = 640  # pixels of the long side: larger frames have their flow estimated at this size
 
@@ -60,7 +61,7 @@ def steady(before: Before, frame: Image, painted: Image, *, strength: Float[Arra
 
     The image before is moved along the optical flow of the video. Where it then shows the same as this frame, up to
     noise, the share `strength` of it is kept; the more it differs, the less is kept, down to nothing, and nothing where
-    the flow is unsure or the scene was hidden (Ruder 2016).
+    the flow is unsure or the scene was hidden (Ruder 2016). Detail gets the contrast back that averages take from it.
 
     Args:
         before: what this function returns; for the first frame, `first(frame, painted)`. Frames and painted frames are
@@ -77,8 +78,16 @@ def steady(before: Before, frame: Image, painted: Image, *, strength: Float[Arra
     reference, average = (flow.warp(x, along) for x in (before.reference, before.painted))
     alike = agreement(frame, reference)[..., None]
     kept = strength * jnp.where(still, 1.0, moved.seen[..., None]) * alike
-    mixed = painted + kept * (average - painted)
+    mixed = _with_detail(painted + kept * (average - painted), painted)
     return Before(frame, frame + kept * (reference - frame), mixed), mixed
+
+
+def _with_detail(image: Image, painted: Image) -> Image:
+    """An image with the contrast of the painted one's detail nearby: means of strokes are fainter than strokes."""
+    detail, wanted = (x - _mean(x, 2) for x in (image, painted))
+    energy, goal = (_mean((x**2).mean(-1, keepdims=True), 7) for x in (detail, wanted))
+    gain = jnp.clip(jnp.sqrt(goal / jnp.maximum(energy, 1e-8)), 1, MOST_GAIN)
+    return jnp.clip(image + (gain - 1) * detail, 0, 1)
 
 
 def agreement(frame: Image, other: Image) -> Mask:

@@ -104,3 +104,15 @@ def test_motion_of_large_frames_is_estimated_at_a_smaller_size():
     assert np.median(np.abs(there - np.float32(SPEED))) < 0.1
     assert small.shape == there.shape and rough.shape == seen.shape
     assert np.median(np.abs(small - np.float32(SPEED))) < 0.3
+
+
+def test_strokes_keep_their_contrast():
+    """The mean of independent strokes at strength s = 0.8 has a third of it: (1 - s) / (1 + s) = 1 / 9 of squares."""
+    rng = np.random.default_rng(0)
+    frame = np.full((64, 96, 3), 0.5, np.float32)
+    strokes = [0.5 + ndimage.gaussian_filter(rng.normal(0, 0.5, frame.shape), (1, 1, 0)) for _ in range(12)]
+    before = stable.first(frame, np.float32(strokes[0]))
+    for each in strokes:
+        before, picture = HOLD(before, frame, np.float32(each.clip(0, 1)), strength=0.8)
+    assert 0.75 < np.std(picture) / np.std(strokes[-1]) < 1.1
+    assert np.abs(picture - np.float32(strokes[-1])).mean() > 0.3 * np.std(strokes)  # and are not the last ones
