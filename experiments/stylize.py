@@ -56,7 +56,7 @@ class Flags(NamedTuple):
     seed: int = 0
     """of a texture net's noise."""
     smooth: float = 0.0
-    """0 to 1: how much of the frame before to keep where a video stands still, against flicker."""
+    """0 to 1: how much of the image before to keep, moved along the video's optical flow, against flicker."""
     batch_size: int = 1
     """images of one shape, or frames, to compute together."""
     memory_limit: float | None = None

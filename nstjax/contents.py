@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from nstjax import data, files, images, video
+from nstjax import data, files, images, stable, video
 from nstjax.errors import InputError
 from nstjax.typing import Images
 
@@ -117,7 +117,7 @@ def stylize(
         function: images [N, H, W, 3] -> their stylized images.
         size: long side in pixels; None is each file's own.
         batch_size: images of one shape, or frames, that are stylized together.
-        smooth: 0 to 1, how much of the frame before to keep where a video stands still.
+        smooth: 0 to 1, how much of the image before to keep, along the video's motion.
         limit: bytes that reading one image may take.
 
     Raises:
@@ -163,12 +163,12 @@ def _stylize_video(
 ) -> Generator[Step, None, None]:
     path, before, empty = item.content, None, True
     info = video.info(path, size=size)
-    hold = jax.jit(partial(video.steady, strength=smooth))
+    hold = jax.jit(partial(stable.steady, strength=smooth))
     with video.writing(item.output, info, sound=path) as add, contextlib.closing(video.read(path, info)) as frames:
         for batch in batches(frames, batch_size):
             for frame, image in zip(batch, function(np.stack(batch)), strict=True):
                 if smooth:
-                    before, image = hold(before or (frame, image), frame, image)
+                    before, image = hold(before or stable.first(frame, image), frame, image)
                 add(image)
             empty = False
             try:

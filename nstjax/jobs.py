@@ -17,6 +17,14 @@ from nstjax.typing import Array, Image, Mask
 Start = Literal["content", "noise", "gray", "style"]
 
 
+class Held(NamedTuple):
+    """What an image is held to, pixel by pixel: the earlier frame of a video, moved onto this one (Ruder 2016)."""
+
+    image: Image  # of the content image's shape
+    seen: Mask  # of this shape, 0 to 1: how much each pixel counts
+    weight: float  # of the temporal loss, the mean of seen (image - held)^2
+
+
 class Job(NamedTuple):
     """One image to paint: a content image, its styles, and where to start."""
 
@@ -25,6 +33,7 @@ class Job(NamedTuple):
     init: str | Image = "content"  # or one of `Start`
     seed: int = 0
     style_weight: float | None = None  # by default the recipe's
+    held: Held | None = None
 
 
 def checked(job: Job) -> Job:
@@ -57,7 +66,17 @@ def checked(job: Job) -> Job:
         raise InputError(f"{job.seed}: give a number of 0 or more, up to {2**32 - 1}", argument="seed")
     if job.style_weight is not None and not 0 <= job.style_weight < math.inf:
         raise InputError(f"{job.style_weight}: give a number that is not negative", argument="style_weight")
+    if job.held is not None:
+        _check_held(job.held, content.shape[:2])
     return job._replace(content=content, styles=styles)
+
+
+def _check_held(held: Held, shape: tuple[int, int]) -> None:
+    """Raise InputError unless an image can be held to it."""
+    if image_array(held.image, "held").shape[:2] != shape or np.shape(held.seen) != shape:
+        raise InputError("has another shape than the content image; warp an image of its shape", argument="held")
+    if not 0 <= held.weight < math.inf:
+        raise InputError(f"{held.weight}: give a weight that is not negative", argument="held")
 
 
 def image_array(image: object, argument: str) -> Float[np.ndarray, "_ _ 3"]:
@@ -126,6 +145,15 @@ def styles_at(job: Job, content: Image, margin: int, recipe: Recipe) -> list[Sty
         weight = style.weight / total * (1 if region is None else len(given) * region.mean())
         styles.append(Style(image, _mask(style.mask, shape), region, np.float32(weight)))
     return styles
+
+
+def held_at(job: Job, content: Image, margin: int) -> dict[str, Any]:
+    """What `priors.term` needs for "temporal", at a content image's size, with a border; {} if nothing is held."""
+    if job.held is None:
+        return {}
+    shape = size(content)
+    image, seen = pyramid.continued(resized(job.held.image, shape), margin), _mask(job.held.seen, shape, margin)
+    return {"held": {"image": image, "seen": seen}}
 
 
 def _mask(mask: Mask | None, shape: tuple[int, int], margin: int = 0) -> Mask | None:

@@ -7,6 +7,7 @@
     edge_ssim, outside_affine          photo-realistic transfer: how far edges and local colors are those of the photo
     color_distance                     colors, region by region
     segmentation_agreement             what a segmentation network still recognizes
+    warping_error                      two frames of a painted video: how much it flickers along the motion
 
 ArtFID (Wright and Ommer 2022, arXiv 2207.12280) is (1 + LPIPS) (1 + FID), less being better: LPIPS of each stylized
 image against its content image, FID between the stylized and the style images. It needs Inception weights that were
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from nstjax import color, losses, matting, weights
+from nstjax import color, flow, losses, matting, weights
 from nstjax.errors import InputError
 from nstjax.losses import mse as mse  # 0 is equal, less is better; of images it is at most 1
 
@@ -281,3 +282,19 @@ def segmentation_agreement(
     either = ((there | wanted) & known).sum((0, 1))
     iou = jnp.where(either > 0, both / jnp.maximum(either, 1), 0)
     return Agreement(both.sum() / jnp.maximum(known.sum(), 1), iou.sum() / jnp.maximum((either > 0).sum(), 1))
+
+
+def warping_error(
+    image: Image, earlier: Image, motion: Float[Array | np.ndarray, "h w 2"], seen: Float[Array | np.ndarray, "h w"]
+) -> losses.Scalar:
+    """Mean squared difference of two painted frames along the motion of the video: less is better, 0 is none.
+
+    sum c (image - warp(earlier))^2 / sum c over pixels, mean over channels (Lai 2018, arXiv 1808.00449, eq. 9). A
+    video's is the mean over its pairs of frames; it compares only among results for one video, with one flow.
+
+    Args:
+        motion: from the image's frame to the earlier one, in pixels (`nstjax.flow`).
+        seen: c, 1 where the earlier frame shows the same place, else 0 (`flow.consistent`).
+    """
+    difference = ((image - flow.warp(jnp.asarray(earlier), motion)) ** 2).mean(-1)
+    return (seen * difference).sum() / jnp.maximum(seen.sum(), 1)

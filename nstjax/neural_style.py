@@ -20,7 +20,7 @@ import numpy as np
 from nstjax import color, features, host, memory, objectives, pyramid, recipes, solvers, stream
 from nstjax.errors import InputError
 from nstjax.features import vgg
-from nstjax.jobs import Job, batches, checked, first_image, resized, shape_at, size, styles_at, styles_of
+from nstjax.jobs import Job, batches, checked, first_image, held_at, resized, shape_at, size, styles_at, styles_of
 from nstjax.jobs import Start as Start
 from nstjax.objectives import Style
 from nstjax.recipes import PRESETS, Recipe, schedule, style_size
@@ -319,6 +319,8 @@ def _prepared(
     weights = {"content": recipe.content_weight, "tv": recipe.tv_weight, "laplacian": recipe.laplacian_weight}
     weights["matting"] = recipe.matting_weight
     weights = {name: weight for name, weight in weights.items() if weight}
+    if job.held is not None:
+        weights["temporal"] = job.held.weight
     if styled:
         weights["style"] = recipe.style_weight if job.style_weight is None else job.style_weight
     data = program.targets(
@@ -331,7 +333,7 @@ def _prepared(
         image=image,
         key=jax.random.key(job.seed),
     )
-    data |= {"params": params}
+    data |= {"params": params} | held_at(job, content, margin)
     if recipe.strength is not None:
         data |= {"weights": program.balance(data, canvas, strength=recipe.strength, ratio=recipe.balance)}
     if recipe.faded and (painted is None or painted.shape != content.shape):

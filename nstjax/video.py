@@ -1,4 +1,4 @@
-"""Video files <-> frames [H, W, 3] in [0, 1], by ffmpeg, which imageio-ffmpeg installs; flicker between painted frames.
+"""Video files <-> frames [H, W, 3] in [0, 1], by ffmpeg, which imageio-ffmpeg installs.
 
 Frames are upright and progressive, in sRGB, with square pixels and even sides, at a constant rate; transparency is
 shown over white.
@@ -16,13 +16,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float32, Shaped
 
 from nstjax import ffmpeg, files, images, soundtrack
-from nstjax.typing import Array, Image
+from nstjax.typing import Array
 
 Add = Callable[[Shaped[Array, "..."]], None]  # adds a frame [H, W, 3] in [0, 1] to a video
 
@@ -56,8 +54,6 @@ _OVER_WHITE = (
     "format=gbrap,split[white][frame];[white]lutrgb=r=maxval:g=maxval:b=maxval:a=maxval[white];"
     "[white][frame]overlay=format=gbrp"
 )
-
-TOLERANCE = 0.03  # change in the video, in [0, 1], up to which it counts as noise
 
 
 class Info(NamedTuple):
@@ -198,35 +194,6 @@ def check_writable(path: files.PathLike) -> None:
     if Path(path).suffix.lower() not in _WRITABLE:
         raise files.refusal(path, f"cannot write this kind of video; end the name in one of {', '.join(_WRITABLE)}")
     files.check_writable(path)
-
-
-def steady(
-    before: tuple[Image, Image], frame: Image, painted: Image, *, strength: Float[Array, ""] | float
-) -> tuple[tuple[Image, Image], Image]:
-    """Remove the flicker of a painted frame that comes from noise in the video.
-
-    Where the video is unchanged, up to noise, the share `strength` of the image before is kept; the more it changed,
-    the less is kept, down to nothing. Motion is not compensated, so that moving things may shimmer.
-
-    Args:
-        before: the averages of frames and of painted frames so far, which this function returns; for the first frame,
-            (frame, painted). Both are averaged with the same weights, so that slow changes count once they add up.
-        strength: in [0, 1].
-
-    Returns:
-        (`before` for the next frame, the painted frame without flicker).
-    """
-    reference, average = before
-    change = _mean((_mean(frame - reference, 1) ** 2).mean(-1, keepdims=True), 3)
-    kept = strength * jnp.exp(-change / TOLERANCE**2)
-    mixed = painted + kept * (average - painted)
-    return (frame + kept * (reference - frame), mixed), mixed
-
-
-def _mean(x: Float[Array, "h w c"], n: int) -> Float[Array, "h w c"]:
-    """The mean of the square of 2n + 1 by 2n + 1 pixels around each pixel; the border is repeated outward."""
-    x = jnp.pad(x, ((n, n), (n, n), (0, 0)), mode="edge")
-    return lax.reduce_window(x, 0.0, lax.add, (2 * n + 1, 2 * n + 1, 1), (1, 1, 1), "VALID") / (2 * n + 1) ** 2
 
 
 @contextlib.contextmanager

@@ -385,3 +385,18 @@ def test_segmentation_agreement_of_a_toy_network():
     assert (float(found.accuracy), float(found.mean_iou)) == (0.75, 0.5)
     labels[:, 2:4] = -1
     assert tuple(agreement(scene, labels)) == (1, 1)
+
+
+def test_warping_error_is_the_mean_along_the_motion():
+    """Of an image that moves by whole pixels, with one changed pixel: by hand."""
+    earlier = np.random.default_rng(0).random((6, 8, 3)).astype(np.float32)
+    motion = np.broadcast_to(np.float32([-2, 1]), (6, 8, 2))
+    image = np.roll(earlier, (-1, 2), (0, 1))
+    image[1, 4] += [0.3, 0, -0.6]
+    seen = np.zeros((6, 8), np.float32)
+    seen[:5, 2:] = 1
+    expected = (0.3**2 + 0.6**2) / 3 / 30
+    assert float(metrics.warping_error(image, earlier, motion, seen)) == pytest.approx(expected, rel=1e-4)
+    seen[1, 4] = 0
+    assert float(metrics.warping_error(image, earlier, motion, seen)) == pytest.approx(0, abs=1e-9)
+    assert float(metrics.warping_error(image, earlier, motion, 0 * seen)) == 0

@@ -8,7 +8,6 @@ import sys
 import wave
 from fractions import Fraction
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -682,61 +681,3 @@ def test_single_images_and_others_are_no_videos(tmp_path):
     for name in ("pages.tiff", "broken.gif", "none.gif", "text.txt"):
         assert not video.recognizes(tmp_path / name)
     assert video.recognizes("CLIP.MTS")
-
-
-# --- holding still
-
-
-def painted(frame):
-    """As nervous as a net: small changes of its input are large ones of its output."""
-    return 0.5 + 0.5 * np.sin(40 * frame)
-
-
-def held(frames, strength):
-    hold = jax.jit(lambda *arguments: video.steady(*arguments, strength=strength))
-    before, pictures = None, []
-    for frame in frames:
-        before = before or (frame, painted(frame))
-        before, picture = hold(before, frame, painted(frame))
-        pictures.append(np.asarray(picture))
-    return np.stack(pictures)
-
-
-def scene(n=20, noise=0.01, moving=False):
-    """A still picture with a camera's noise, over which a bright square may move."""
-    rng = np.random.default_rng(0)
-    still = np.kron(rng.uniform(0.1, 0.4, (8, 12, 3)), np.ones((8, 8, 1)))
-    for i in range(n):
-        frame = still.copy()
-        if moving:
-            frame[24:40, 3 * i : 3 * i + 16] = 0.9
-        yield (frame + rng.normal(0, noise, frame.shape)).clip(0, 1).astype(np.float32)
-
-
-def test_flicker_of_a_still_noisy_clip_falls():
-    nervous, calm = (held(scene(), strength)[5:] for strength in (0, 0.8))
-    flicker = [np.abs(np.diff(frames, axis=0)).mean() for frames in (nervous, calm)]
-    assert flicker[0] > 0.1
-    assert flicker[1] < 0.35 * flicker[0]
-    assert np.abs(calm.mean(0) - nervous.mean(0)).mean() < 0.05
-
-
-def test_what_moves_leaves_no_trail():
-    frames = list(scene(moving=True, noise=0))
-    pictures = held(frames, 0.9)
-    for i in (5, 10, 19):
-        square = (slice(20, 44), slice(max(0, 3 * i - 20), 3 * i + 20))
-        error = np.abs(pictures[i] - painted(frames[i]))[square]
-        assert error.mean() < 0.01 and error.max() < 0.1
-
-
-def test_slow_changes_and_cuts_are_followed():
-    fade = [np.full((16, 16, 3), 0.2 + 0.004 * i, np.float32) for i in range(60)]
-    hold = jax.jit(lambda *arguments: video.steady(*arguments, strength=1.0))
-    before = (fade[0], fade[0])
-    for frame in fade:
-        before, picture = hold(before, frame, frame)
-        assert np.abs(picture - frame).max() < 2 * video.TOLERANCE
-    _, picture = hold(before, 1 - fade[0], fade[3])
-    np.testing.assert_allclose(picture, fade[3], atol=1e-6)
-    np.testing.assert_array_equal(held(fade[:5], 0.0), painted(np.stack(fade[:5])).astype(np.float32))
