@@ -26,6 +26,7 @@ from nstjax.optional import needed
 from nstjax.weights import PICTURES, bundled_folder
 
 PAGE = Path(__file__).with_name("index.html")
+HERE = 'new URL("ort/", location.href).href'  # in the page: where ONNX Runtime Web is
 PHOTO = PICTURES / "astronaut.jpg"
 # The runtime for browsers without WebGPU, and the one for those with it.
 RUNTIMES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
@@ -36,8 +37,7 @@ def main(
     output: Path = Path("page"),
     styles: tuple[str, ...] = ("starry_night", "great_wave", "composition_vii", "the_scream", "udnie"),
     precision: export.Precision = "int8",
-    ort: Path = Path("node_modules/onnxruntime-web/dist"),
-    link: bool = False,
+    ort: str = "node_modules/onnxruntime-web/dist",
 ) -> None:
     """Fill a folder with the page that paints in the browser.
 
@@ -45,16 +45,18 @@ def main(
         output: the folder.
         styles: bundled transform nets, or files that training wrote.
         precision: of the nets' kernels: float16 is lossless, int8 is half of it.
-        ort: the folder dist of the npm package onnxruntime-web.
-        link: leave ONNX Runtime Web out, for a page whose ORT names another address.
+        ort: the folder dist of the npm package onnxruntime-web, which is copied; or an address, https://..., of such a
+            folder that the page may load from.
     """
     if not styles:
         raise InputError("name at least one", argument="styles")
-    for name in () if link else RUNTIMES:
-        if not (ort / name).is_file():
-            raise InputError(
-                f"{ort / name}: no such file; npm install onnxruntime-web, or name its folder dist", argument="ort"
-            )
+    page, copied = PAGE.read_text(), () if ort.startswith(("https://", "http://")) else RUNTIMES
+    for name in copied:
+        if not Path(ort, name).is_file():
+            why = f"{Path(ort, name)}: no such file; npm install onnxruntime-web, or name its folder dist"
+            raise InputError(why, argument="ort")
+    if not copied:
+        page = page.replace(HERE, json.dumps(f"{ort.rstrip('/')}/"))
     stems = files.distinct([Path(style).stem for style in styles])
     titles = json.loads((bundled_folder() / "styles" / "manifest.json").read_text())
     nets, shown = [], images.load(PHOTO, size=256)
@@ -65,11 +67,11 @@ def main(
         title = titles.get(f"{style}.safetensors", {}).get("painting", stem)
         nets.append({"file": net.name, "title": title, "thumbnail": f"{stem}.jpg"})
         print(f"{printable(net)}: {net.stat().st_size / 1e6:.2f} MB")
-    for name in () if link else RUNTIMES:
-        files.write(output / "ort" / name, (ort / name).read_bytes())
+    for name in copied:
+        files.write(output / "ort" / name, Path(ort, name).read_bytes())
     files.write(output / "photo.jpg", PHOTO.read_bytes())
     files.write(output / "styles.json", json.dumps({"photo": "photo.jpg", "styles": nets}, indent=2).encode())
-    files.write(output / "index.html", PAGE.read_bytes())
+    files.write(output / "index.html", page.encode())
     print(f"saved {printable(output)}; python -m http.server --bind 127.0.0.1 --directory {printable(output)} shows it")
 
 
