@@ -38,7 +38,7 @@ nets.NETS["depsep-nn"] = nets.NETS["depsep-nn"].clone(width=4, blocks=1)
 PARAMETERS = """
 SOURCE, STYLE, ARCHIVES, FOLDER, NET = "", "drive/MyDrive/painting.png", {archives!r}, "styles", "depsep-nn"
 DATA, SPLIT, COUNT = {data!r}, "validation", {count}
-STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT = {steps}, 2, 32, 8, 1.0
+STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT, INIT = {steps}, 2, 32, 8, 1.0, None
 """
 # What the notebook uses of Colab.
 COLAB = {
