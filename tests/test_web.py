@@ -1,5 +1,6 @@
 """The live page over HTTP: uploads, events, stopping, the queue, who is rejected; and in a real browser."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
@@ -152,6 +153,39 @@ def test_a_second_page_waits_and_a_closed_one_is_cancelled(server, steps):
     first.close()  # as a closed page does
     assert next(second)["step"] == 1 and steps.most == 1 and steps.made < 900
     second.close()
+
+
+def test_a_page_that_closes_before_the_first_event_cancels_its_job(tmp_path, steps):
+    steps.count, steps.seconds = 1000, 0.02
+    host = "127.0.0.1:1"
+    application = web.application(TOKEN, host, tmp_path, {})
+    scope = {"type": "http", "method": "GET", "path": f"/{TOKEN}/paint", "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"host", host.encode())], "asgi": {"spec_version": "2.3"}}
+    sent: list[dict] = []
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        await asyncio.sleep(0.01)  # as where the connection is slow
+        sent.append(message)
+
+    async def both():
+        await application(dict(scope), gone, send)
+        assert not sent
+        end = time.monotonic() + 10  # less than the 20 seconds that the steps would take
+        while steps.running:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        assert steps.made < 900
+        second = asyncio.ensure_future(application(dict(scope), asyncio.Event().wait, send))
+        while len(sent) < 3:  # the headers, the place in the queue, the first step
+            await asyncio.sleep(0.01)
+        second.cancel()
+
+    asyncio.run(both())
+    assert json.loads(sent[1]["body"].removeprefix(b"data: "))["waiting"] == 0
+    assert json.loads(sent[2]["body"].removeprefix(b"data: "))["step"] == 1
 
 
 def test_an_error_of_a_painting_is_told_and_the_next_one_runs(server, steps, monkeypatch):
