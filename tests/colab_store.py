@@ -1,7 +1,7 @@
 """Run experiments/colab_tpu.ipynb at a small size and store in it what it shows; tests/colab_runtime.sh calls it.
 
 The cells run as they are, in a folder of their own that has nstjax's wheel, but for the first, whose parameters are
-SMALL. Only what they print and show is stored: no messages, which name folders of the machine, and images as JPEGs.
+SMALL. What they print and show is stored, images as JPEGs; messages on stderr are not, as they name folders.
 
 python tests/colab_store.py WHEEL PHOTOS...
 """
@@ -15,17 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-import nbformat
-from nbclient import NotebookClient
 from PIL import Image
 
 NOTEBOOK = Path(__file__).parent.parent / "experiments" / "colab_tpu.ipynb"
 SMALL = {
     "DATA, SPLIT, COUNT": '"photos", None, None',
     "INIT": '"starry_night"',
-    "STEPS, SHOW_EVERY": "120, 40",
+    "STEPS, SHOW_EVERY": "90, 30",
     "CROP, BATCH": "128, 4",
-    "STYLE_WEIGHT": "10.0",
 }
 DEVICES = 2
 
@@ -50,6 +47,9 @@ def stored(output):
 
 
 def main(wheel, *photos):
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(NOTEBOOK, 4)
     ran = nbformat.read(NOTEBOOK, 4)
     parameters = next(cell for cell in ran.cells if cell.cell_type == "code")

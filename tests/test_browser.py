@@ -177,7 +177,7 @@ def test_size_and_bad_files(browser, address, tmp_path, dropped):
     browser.until(PAINTED)
 
 
-def test_the_webcam(browser, address):
+def test_the_webcam(browser, address, dropped):
     browser.open(f"{address}?device=cpu", 360, f"{STATUS}.includes(' px in ')")
     browser.run("document.getElementById('webcam').click()")
     browser.until(f"{STATUS}.includes('256 x 192 px in ') && document.getElementById('webcam').textContent[0] == 'S'")
@@ -190,6 +190,20 @@ def test_the_webcam(browser, address):
         pytest.fail("the picture stands still")
     browser.run("document.getElementById('webcam').click()")
     browser.until(f"document.getElementById('webcam').textContent == 'Webcam' && {STATUS}.includes('256 x 192')")
+    browser.run("document.getElementById('webcam').click()")
+    browser.until("document.getElementById('webcam').textContent == 'Stop webcam'")
+    drop(browser, dropped[0])  # ends it
+    browser.until(f"document.getElementById('webcam').textContent == 'Webcam' && {PAINTED}")
+
+
+def test_transparency_lies_on_white(browser, address, page):
+    browser.open(f"{address}?device=cpu", 360, f"{STATUS}.includes(' px in ')")
+    file = io.BytesIO()
+    Image.new("RGBA", (40, 32), (0, 0, 0, 0)).save(file, "PNG")
+    drop(browser, file.getvalue())
+    browser.until(PAINTED)
+    white = np.full((32, 40, 3), 255)
+    assert np.abs(canvas(browser) - expected(page, "night", white)).max() <= 1
 
 
 def test_what_is_missing_is_one_line(browser, address, page, dropped):
