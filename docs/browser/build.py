@@ -29,8 +29,10 @@ PAGE = Path(__file__).with_name("index.html")
 HERE = 'new URL("ort/", location.href).href'  # in the page: where ONNX Runtime Web is
 PHOTO = PICTURES / "astronaut.jpg"
 # The runtime for browsers without WebGPU, and the one for those with it.
-RUNTIMES = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-RUNTIMES += ("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm")
+RUNTIMES = (
+    *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
+    *("ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"),
+)
 
 
 def main(
