@@ -1,6 +1,7 @@
 """The page of docs/browser: what its folder holds, and what it paints in a real browser by ONNX Runtime Web."""
 
 import base64
+import fcntl
 import functools
 import http.server
 import importlib.util
@@ -65,12 +66,15 @@ def runtime(request, tmp_path_factory):
     """The folder dist of onnxruntime-web, kept in pytest's cache."""
     npm, folder = shutil.which("npm"), request.config.cache.mkdir("onnxruntime-web")
     dist = folder / "node_modules" / "onnxruntime-web" / "dist"
-    if not all((dist / name).is_file() for name in build().RUNTIMES):
-        if npm is None:
-            pytest.skip("ONNX Runtime Web comes by npm: apt-get install npm")
-        command = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder, "onnxruntime-web"]
-        if (done := subprocess.run(command, capture_output=True, text=True, timeout=300)).returncode:
-            pytest.skip(f"npm install onnxruntime-web failed: {(done.stderr.splitlines() or [''])[-1]}")
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one of pytest's processes installs, the others wait
+        if not all((dist / name).is_file() for name in build().RUNTIMES):
+            if npm is None:
+                pytest.skip("ONNX Runtime Web comes by npm: apt-get install npm")
+            flags = ["--no-audit", "--no-fund", "--ignore-scripts", "--prefix", folder]
+            done = subprocess.run([npm, "install", *flags, "onnxruntime-web"], capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm install onnxruntime-web failed: {(done.stderr.splitlines() or [''])[-1]}")
     return dist
 
 
