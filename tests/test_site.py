@@ -37,8 +37,8 @@ def test_the_site_has_every_page_and_every_public_function(tmp_path):
             "index.html" if path.stem == "README" else f"{path.stem}.html"
         )
         assert path.read_text().splitlines()[0].lstrip("# ") in page.read_text()
-    for notebook, shown in {"docs/paint": "data:image/", "experiments/colab_tpu": "Train a style on a TPU"}.items():
-        assert shown in (tmp_path / f"{notebook}.html").read_text()
+    for notebook in ("docs/paint", "experiments/colab_tpu"):
+        assert "data:image/" in (tmp_path / f"{notebook}.html").read_text()
     pages = sorted((tmp_path / "api").glob("*.html"))
     assert len(pages) > 30
     for page in pages:
