@@ -20,7 +20,7 @@ def on_files(files, config):
     own = [File(str(path.relative_to(ROOT)), str(ROOT), config["site_dir"], False) for path in paths]
     modules = [page for entry in config["nav"] for page in entry.get("API", [])]
     api = [File.generated(config, page, content=API.format(Path(page).stem)) for page in modules]
-    for notebook in ROOT.glob("docs/*.ipynb"):
+    for notebook in [*ROOT.glob("docs/*.ipynb"), *ROOT.glob("experiments/*.ipynb")]:
         page = str(notebook.relative_to(ROOT).with_suffix(".md"))
         api.append(File.generated(config, page, content=markdown(json.loads(notebook.read_text()))))
     return Files([*theme, *own, *api])
@@ -28,7 +28,7 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, **_):
     """Link to a notebook's page, where GitHub shows the notebook itself."""
-    return markdown.replace("paint.ipynb)", "paint.md)")
+    return markdown.replace(".ipynb)", ".md)")
 
 
 def markdown(notebook):

@@ -13,6 +13,7 @@ import itertools
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -94,6 +95,8 @@ def main() -> None:
         print_completion(sys.argv[1:])
     else:
         with terminal.refusals("nstjax"):
+            if arguments in (["-h"], ["--help"]):
+                arguments, name = [], "--help" if name in OTHERS else name
             if arguments or name not in OTHERS:
                 known = ", ".join([*COMMANDS, "styles", "web"])
                 raise InputError(f"{' '.join([name, *arguments])}: is no command; there are {known} (nstjax --help)")
@@ -239,10 +242,26 @@ def short_help(name: str, experiment: ModuleType, entry: Callable[[], None], arg
         elif not text:  # the end of a group
             flag = ""
         entries.setdefault(flag, []).append(text)
-    shown = [line for flag in command.common for line in entries[flag]]
+    width = max(len(line) for flag, lines in entries.items() if flag for line in lines)
+    shown = [line for flag in command.common for line in rewrapped(entries[flag], width)]
     title, *_ = (inspect.getdoc(flags_of(experiment)) or "").splitlines()
     usage = f"usage: nstjax {name} {command.usage}\n\n{title}\n\n"
     return usage + "\n".join(shown) + f"\n\nnstjax {name} --help-all shows every flag.\n"
+
+
+def rewrapped(lines: Sequence[str], width: int) -> list[str]:
+    """A flag's lines of tyro's help without the line breaks of its docstring."""
+    head, *below = lines
+    if not below:
+        return [head]
+    column = len(below[-1]) - len(below[-1].lstrip())
+    if head[column - 2 : column] == "  ":  # the description begins beside the flag
+        head, below = head[:column].rstrip(), [head[column:], *below]
+    text = " ".join(" ".join(below).split())
+    wrapped = textwrap.wrap(text, width - column, break_long_words=False, break_on_hyphens=False)
+    beside = len(head) + 2 <= column
+    first = [f"{head:{column}}{wrapped[0]}"] if beside else [head, " " * column + wrapped[0]]
+    return first + [" " * column + line for line in wrapped[1:]]
 
 
 def print_completion(arguments: Sequence[str]) -> None:

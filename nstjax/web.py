@@ -124,7 +124,7 @@ def application(token: str, host: str, folder: Path, first: Mapping[str, Path]) 
         job.tell(job=job.name, waiting=len(jobs))
         jobs[job.name] = job
         worker.submit(work, job, options, folder)
-        return StreamingResponse(watched(job, jobs), media_type="text/event-stream", headers=HEADERS)
+        return Watched(job, jobs)
 
     async def stop(request: Request) -> Response:
         if job := jobs.get(request.path_params["name"]):
@@ -256,14 +256,25 @@ def jpeg(image: Any) -> bytes:
     return file.getvalue()
 
 
-async def watched(job: Job, jobs: dict[str, Job]) -> AsyncIterator[str]:
-    """A job's events as text/event-stream; when the page closes, the job is cancelled."""
-    try:
-        while True:
-            event = await job.events.get()
-            yield f"data: {json.dumps(event)}\n\n"
-            if "done" in event or "error" in event:
-                return
-    finally:
-        job.gone.set()
-        jobs.pop(job.name, None)
+class Watched(StreamingResponse):
+    """A job's events as text/event-stream; when the page closes, before they begin or later, the job is cancelled."""
+
+    def __init__(self, job: Job, jobs: dict[str, Job]) -> None:
+        super().__init__(told(job), media_type="text/event-stream", headers=HEADERS)
+        self.job, self.jobs = job, jobs
+
+    async def __call__(self, *connection: Any) -> None:
+        try:
+            await super().__call__(*connection)
+        finally:  # not in `told`, which has not started where the page closed at once
+            self.job.gone.set()
+            self.jobs.pop(self.job.name, None)
+
+
+async def told(job: Job) -> AsyncIterator[str]:
+    """A job's events as text, to the last one."""
+    while True:
+        event = await job.events.get()
+        yield f"data: {json.dumps(event)}\n\n"
+        if "done" in event or "error" in event:
+            return

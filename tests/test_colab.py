@@ -1,14 +1,18 @@
 """experiments/colab_tpu.ipynb from its first cell to its last, as on Colab, on virtual devices, with tiny nets."""
 
+import base64
 import csv
 import importlib.util
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import colab_store
 import pytest
 from coco_archives import jpeg, write_coco
 from PIL import Image
@@ -19,7 +23,8 @@ from nstjax import images
 pytest.importorskip("grain", reason="training data needs grain (the train extra)")
 
 ROOT = Path(__file__).parent.parent
-CELLS = json.loads((ROOT / "experiments" / "colab_tpu.ipynb").read_text())["cells"]
+NOTEBOOK = ROOT / "experiments" / "colab_tpu.ipynb"
+CELLS = json.loads(NOTEBOOK.read_text())["cells"]
 
 # Another Python to run it with, without nstjax, and the wheel on the drive: tests/colab_runtime.sh.
 PYTHON, WHEEL = os.environ.get("COLAB_PYTHON"), os.environ.get("COLAB_WHEEL")
@@ -38,7 +43,7 @@ nets.NETS["depsep-nn"] = nets.NETS["depsep-nn"].clone(width=4, blocks=1)
 PARAMETERS = """
 SOURCE, STYLE, ARCHIVES, FOLDER, NET = "", "drive/MyDrive/painting.png", {archives!r}, "styles", "depsep-nn"
 DATA, SPLIT, COUNT = {data!r}, "validation", {count}
-STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT = {steps}, 2, 32, 8, 1.0
+STEPS, SHOW_EVERY, CROP, BATCH, STYLE_WEIGHT, INIT = {steps}, 2, 32, 8, 1.0, None
 """
 # What the notebook uses of Colab.
 COLAB = {
@@ -48,9 +53,27 @@ COLAB = {
 }
 
 
-def test_the_notebook_is_kept_without_results():
+def test_the_notebook_is_stored_as_it_ran_with_its_images():
     code = [cell for cell in CELLS if cell["cell_type"] == "code"]
-    assert all(not cell["outputs"] and cell["execution_count"] is None for cell in code)
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert {output["output_type"] for output in outputs} == {"stream", "display_data"}
+    said = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert not re.search(r"(?<![\w.])/\w|https?:|Error|Traceback|nan", said)  # no folders, hosts, errors
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    steps, batch = (eval(colab_store.SMALL[names])[i] for names, i in (("STEPS, SHOW_EVERY", 0), ("CROP, BATCH", 1)))
+    assert "2 x cpu, jax 0.7.2" in said and f"{steps} steps of {batch} are {steps * batch} images" in said
+    story = " ".join("".join(CELLS[0]["source"]).split())
+    for names, values in colab_store.SMALL.items():  # the text tells the parameters of the stored run
+        assert names.startswith("DATA") or f"`{names} = {values}`" in story
+    shown = [output["data"]["image/jpeg"] for output in outputs if "data" in output]
+    assert len(shown) == 6 and NOTEBOOK.stat().st_size < 1_000_000  # painting, three sheets, losses, photo
+    for data in shown:
+        assert Image.open(io.BytesIO(base64.b64decode("".join(data)))).width > 350
+
+
+def test_the_parameters_are_in_the_first_cell():
+    code = [cell for cell in CELLS if cell["cell_type"] == "code"]
     (parameters,) = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     names = {name.strip() for line in PARAMETERS.splitlines()[1:] for name in line.partition(" = ")[0].split(",")}
     given: dict = {}

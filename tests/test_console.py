@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import shutil
 import subprocess
@@ -153,8 +154,14 @@ def test_help_fits_a_screen_and_help_all_has_every_flag(name, monkeypatch, capsy
     whole = capsys.readouterr().out
     flags = [word for line in short.splitlines() for word in line.split()[:1] if line.startswith("  --")]
     assert [flag[2:].rstrip(",") for flag in flags] == list(console.COMMANDS[name].common)
-    for line in short.splitlines()[4:-2]:
-        assert line.strip() in whole
+    words = " ".join(whole.replace("│", " ").split())
+    entries = [" ".join(entry.split()) for entry in short.partition("\n\n  ")[2].rpartition("\n\n")[0].split("\n  --")]
+    assert all(entry in words for entry in entries)
+    lines = short.splitlines()
+    for line, after in itertools.pairwise(lines):  # none ends where a docstring's line does
+        column = len(after) - len(after.lstrip())
+        if column > 20 and line[column - 2 : column] == "  ":
+            assert len(line) + 1 + len(after.split()[0]) > max(map(len, lines[4:-2])), (line, after)
     assert "--seed" in whole and "--seed" not in short
 
 
@@ -176,6 +183,13 @@ def test_styles_of_a_damaged_installation_are_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(console, "bundled_folder", lambda: tmp_path)
     with pytest.raises(console.InputError, match="install nstjax again"):
         console.listed_styles()
+
+
+def test_help_of_what_has_no_flags(monkeypatch, capsys):
+    for name in ("styles", "--version"):
+        monkeypatch.setattr(sys, "argv", ["nstjax", name, "--help"])
+        console.main()
+        assert capsys.readouterr().out == console.HELP
 
 
 def test_version_names_the_device_and_help_the_commands():

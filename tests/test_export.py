@@ -13,9 +13,10 @@ import pytest
 from commands import run as command
 from networks import SMALL, pictures, trained
 
-from nstjax import nets
+from nstjax import images, nets
 from nstjax.errors import InputError
 from nstjax.nets import export, io, layers, transform
+from nstjax.weights import PICTURES
 
 FORMS = SMALL | {
     "no norm": transform.TransformNet(norm=None, width=2, blocks=1),
@@ -53,6 +54,51 @@ def test_onnx_paints_as_the_net(name):
     assert (given.name, given.shape, given.type) == ("pictures", ["n", "h", "w", 3], "tensor(float)")
     assert (got.name, got.shape) == ("stylized", ["n", "h", "w", 3])
     assert json.loads(session.get_modelmeta().custom_metadata_map["nstjax"]) == {"net": name}
+
+
+def kernels(tree, change):
+    """A net's variables with changed kernels."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: change(np.asarray(x)) if np.ndim(x) == 4 else x, tree)
+
+
+def rounded_to_8_bits(kernel):
+    """Each output channel in steps of 1/127 of its largest weight, by a loop."""
+    rounded = np.zeros_like(kernel)
+    for channel in range(kernel.shape[3]):
+        step = np.float32(abs(kernel[..., channel]).max() / 127)
+        rounded[..., channel] = np.round(kernel[..., channel] / step) * step
+    return rounded
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("precision", ["float16", "int8"])
+def test_kernels_in_fewer_bits(name, precision):
+    """The file paints as the net with the rounded kernels does, and not as the net with its own."""
+    net, variables, _ = setting(name)
+    change = {"float16": lambda x: np.float32(np.float16(x)), "int8": rounded_to_8_bits}[precision]
+    session = onnx_session(export.to_onnx(net, variables, precision=precision))
+    rounded = onnx_session(export.to_onnx(net, kernels(variables, change)))
+    x = pictures(1, 18, 16, seed=3)
+    (painted,), (expected,) = (each.run(None, {"pictures": x}) for each in (session, rounded))
+    np.testing.assert_allclose(painted, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(painted - onnx_session(export.to_onnx(net, variables)).run(None, {"pictures": x})[0]).max() > 2e-5
+
+
+def test_how_large_the_files_are():
+    net = nets.NETS["fast"]
+    variables = trained(net, pictures(1, 16, 16))
+    of = {precision: len(export.to_onnx(net, variables, precision=precision)) for precision in export.TOLERANCES}
+    assert of["float16"] < 0.51 * of["float32"] and of["int8"] < 0.26 * of["float32"] and of["int8"] < 2e6
+
+
+@pytest.mark.trained
+def test_half_precision_is_lossless_for_a_bundled_net_and_8_bits_change_less_than_a_level():
+    net, variables, _ = io.load("the_scream")
+    sessions = [onnx_session(export.to_onnx(net, variables, precision=each)) for each in export.TOLERANCES]
+    x = images.load(PICTURES / "astronaut.jpg", size=96)[None]
+    whole, half, bits = (session.run(None, {"pictures": x})[0] for session in sessions)
+    np.testing.assert_array_equal(half, whole)
+    assert 0 < np.sqrt(np.square(bits - whole).mean()) < 1 / 255
 
 
 @pytest.mark.parametrize("name", ["johnson", "fast", "depsep", "depsep-nn-bil", "lengstrom"])
@@ -113,6 +159,15 @@ def test_the_command(style, tmp_path, monkeypatch, capsys, suffix):
     np.testing.assert_allclose(painted, quick(net.apply)(variables, x), rtol=1e-4, atol=1e-5)
 
 
+def test_the_command_writes_8_bits(style, tmp_path, monkeypatch):
+    output = tmp_path / "net.onnx"
+    command(
+        monkeypatch, "stylize", "--style", style, "--export", "onnx", "--export-precision", "int8", "--output", output
+    )
+    net, variables, about = io.load(style)
+    assert output.read_bytes() == export.to_onnx(net, variables, about, precision="int8")
+
+
 @pytest.mark.parametrize("suffix", export.SUFFIXES)
 def test_what_paints_otherwise_is_not_written(style, tmp_path, monkeypatch, suffix):
     """Two faults: numbers that are none, and another output."""
@@ -124,9 +179,12 @@ def test_what_paints_otherwise_is_not_written(style, tmp_path, monkeypatch, suff
         export.save(output, net, broken)
     form = {".onnx": "to_onnx", ".jax": "to_jax"}[suffix]
     original = getattr(export, form)
-    monkeypatch.setattr(export, form, lambda net, *rest: original(net.clone(output=transform.clip), *rest))
-    with pytest.raises(InputError, match=r"^[^\n]*differ from the net's by 0\.\d+$"):
-        export.save(output, net, variables)
+    monkeypatch.setattr(
+        export, form, lambda net, *rest, **more: original(net.clone(output=transform.clip), *rest, **more)
+    )
+    for precision in export.TOLERANCES if suffix == ".onnx" else ("float32",):
+        with pytest.raises(InputError, match=r"^[^\n]*differ from the net's by 0\.\d+$"):
+            export.save(output, net, variables, precision=precision)
     assert output.read_bytes() == b"old"
 
 
@@ -143,6 +201,9 @@ def test_bad_input_is_refused_in_one_line_before_the_net_is_read(style, tmp_path
     assert "--content: would change nothing" in refused("--style", missing, "--content", "photo.jpg")
     assert "--preserve-color: would change nothing" in refused(
         "--style", missing, "--size", 64, "--preserve-color", "luminance"
+    )
+    assert "--export-precision: is only for --export onnx" in refused(
+        "--style", missing, "--export", "jax", "--export-precision", "int8", "--output", "a.jax"
     )
     (tmp_path / "file").write_text("")
     assert "not a folder" in refused("--style", missing, "--output", tmp_path / "file" / "net.onnx")

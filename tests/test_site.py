@@ -37,6 +37,8 @@ def test_the_site_has_every_page_and_every_public_function(tmp_path):
             "index.html" if path.stem == "README" else f"{path.stem}.html"
         )
         assert path.read_text().splitlines()[0].lstrip("# ") in page.read_text()
+    for notebook in ("docs/paint", "experiments/colab_tpu"):
+        assert "data:image/" in (tmp_path / f"{notebook}.html").read_text()
     pages = sorted((tmp_path / "api").glob("*.html"))
     assert len(pages) > 30
     for page in pages:
@@ -48,7 +50,7 @@ def test_the_site_has_every_page_and_every_public_function(tmp_path):
 
 def test_a_broken_link_fails(tmp_path):
     folder = tmp_path / "project"
-    for name in ("docs", "benchmarks", "weights", "nstjax", "tests"):
+    for name in ("docs", "benchmarks", "experiments", "weights", "nstjax", "tests"):
         ignored = shutil.ignore_patterns("*.safetensors", "__pycache__")
         shutil.copytree(ROOT / name, folder / name, ignore=ignored)
     for path in [*ROOT.glob("*.md"), ROOT / "mkdocs.yml"]:

@@ -1,13 +1,12 @@
 """The live page over HTTP: uploads, events, stopping, the queue, who is rejected; and in a real browser."""
 
+import asyncio
 import base64
 import contextlib
 import http.client
 import io
 import json
-import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -21,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browsers import DROP, chromium
 from PIL import Image
 from samples import picture
 
@@ -35,7 +35,6 @@ from nstjax import web  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = (360, 1280)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "secret"
 
 
@@ -154,6 +153,39 @@ def test_a_second_page_waits_and_a_closed_one_is_cancelled(server, steps):
     first.close()  # as a closed page does
     assert next(second)["step"] == 1 and steps.most == 1 and steps.made < 900
     second.close()
+
+
+def test_a_page_that_closes_before_the_first_event_cancels_its_job(tmp_path, steps):
+    steps.count, steps.seconds = 1000, 0.02
+    host = "127.0.0.1:1"
+    application = web.application(TOKEN, host, tmp_path, {})
+    scope = {"type": "http", "method": "GET", "path": f"/{TOKEN}/paint", "query_string": b"", "root_path": ""}
+    scope |= {"headers": [(b"host", host.encode())], "asgi": {"spec_version": "2.3"}}
+    sent: list[dict] = []
+
+    async def gone():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        await asyncio.sleep(0.01)  # as where the connection is slow
+        sent.append(message)
+
+    async def both():
+        await application(dict(scope), gone, send)
+        assert not sent
+        end = time.monotonic() + 10  # less than the 20 seconds that the steps would take
+        while steps.running:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.01)
+        assert steps.made < 900
+        second = asyncio.ensure_future(application(dict(scope), asyncio.Event().wait, send))
+        while len(sent) < 3:  # the headers, the place in the queue, the first step
+            await asyncio.sleep(0.01)
+        second.cancel()
+
+    asyncio.run(both())
+    assert json.loads(sent[1]["body"].removeprefix(b"data: "))["waiting"] == 0
+    assert json.loads(sent[2]["body"].removeprefix(b"data: "))["step"] == 1
 
 
 def test_an_error_of_a_painting_is_told_and_the_next_one_runs(server, steps, monkeypatch):
@@ -298,73 +330,13 @@ def test_bad_flags_are_one_line(monkeypatch):
             console.run_web(flags)
 
 
-class Browser:
-    """A headless Chromium that is driven over pipes by its debugging protocol."""
-
-    def __init__(self, folder):
-        theirs, self.ours = os.pipe()
-        self.answers, their_answers = os.pipe()
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage"]
-        flags += ["--remote-debugging-pipe", f"--user-data-dir={folder}"]
-        command = ["bash", "-c", f'exec "$0" "$@" 3<&{theirs} 4>&{their_answers} 2>/dev/null', CHROMIUM, *flags]
-        self.process = subprocess.Popen(command, pass_fds=(theirs, their_answers), stdout=subprocess.DEVNULL)
-        os.close(theirs), os.close(their_answers)
-        self.number, self.rest, self.more = 0, b"", {}
-
-    def close(self):
-        os.close(self.ours), os.close(self.answers)
-        self.process.kill(), self.process.wait()
-
-    def call(self, method, **params):
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | self.more
-        os.write(self.ours, json.dumps(message).encode() + b"\0")
-        while True:
-            while b"\0" not in self.rest:
-                self.rest += os.read(self.answers, 1 << 20)
-            line, _, self.rest = self.rest.partition(b"\0")
-            if (answer := json.loads(line)).get("id") == self.number:
-                return answer["result"]
-
-    def open(self, url, width):
-        """A new page of a width."""
-        self.more = {}
-        target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        self.more = {"sessionId": session}
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=800, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=url)
-        self.until("document.readyState == 'complete' && !!document.getElementById('save')")
-        return target
-
-    def run(self, script):
-        """The value of an expression in the page."""
-        answer = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in answer, answer
-        return answer["result"].get("value")
-
-    def until(self, script, seconds=60):
-        end = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < end, (script, self.run("document.body.innerText"))
-            time.sleep(0.05)
-
-
 @pytest.fixture
 def browser(tmp_path_factory):
-    if CHROMIUM is None or not shutil.which("bash"):
-        pytest.skip("needs a browser: apt-get install chromium")
-    browser = Browser(tmp_path_factory.mktemp("browser"))
+    browser = chromium(tmp_path_factory.mktemp("browser"))
     yield browser
     browser.close()
 
 
-DROP = """(async () => {
-  const data = new DataTransfer()
-  const blob = %s
-  data.items.add(new File([blob], "dropped.jpg"))
-  document.getElementById("photo").dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true}))
-})()"""
 STATUS = "document.getElementById('status').textContent"
 
 
@@ -374,9 +346,9 @@ def test_drop_paint_watch_stop_and_save_in_a_browser(server, steps, browser):
         target = browser.open(server.url, width)
         assert browser.run("document.documentElement.scrollWidth <= innerWidth")
         assert browser.run("[...document.images].every(image => image.naturalWidth > 0)")
-        browser.run(DROP % 'new Blob(["no image"])')
+        browser.run(DROP % ('new Blob(["no image"])', "photo"))
         browser.until(f"{STATUS}.startsWith('the file: ')")
-        browser.run(DROP % 'await (await fetch("first/photo")).blob()')
+        browser.run(DROP % ('await (await fetch("first/photo")).blob()', "photo"))
         browser.until(f"{STATUS} == 'photo: 512 x 512 px'")
         browser.run("document.getElementById('paint').click()")
         browser.until(f"losses.length > 4 && {STATUS}.includes(' of 100000, loss ')")

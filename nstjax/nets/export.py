@@ -5,6 +5,10 @@ Both map images [N, H, W, 3] in [0, 1], in single precision, to images of the sa
 versions:
 
     jax.export.deserialize(bytearray(Path("net.jax").read_bytes())).call(images)
+
+An ONNX file can store its kernels in half precision, or as 8-bit integers with a scale for each output channel
+(Krishnamoorthi 2018, arXiv 1806.08342, section 3.1: weights only, symmetric), for a half or a quarter of the size. It
+computes in single precision all the same.
 """
 
 import json
@@ -30,7 +34,10 @@ SUFFIXES = (".onnx", ".jax")
 SMALLEST = 16
 OPSET, IR = 17, 8  # ONNX's of 2022
 ABOUT = f"Stylizes images [N, H, W, 3], red, green and blue in 0..1, of any size from {SMALLEST} x {SMALLEST}."
-TOLERANCE = 1e-3  # a quarter of a step of 8-bit images
+Precision = Literal["float32", "float16", "int8"]
+# How far an exported net's images may be from the net's: the root of the mean square (int8), or the maximum. 1e-3 is a
+# quarter of a step of 8-bit images.
+TOLERANCES: dict[Precision, float] = {"float32": 1e-3, "float16": 1e-2, "int8": 0.02}
 
 
 def save(
@@ -38,38 +45,44 @@ def save(
     net: transform.TransformNet,
     variables: Mapping[str, Any],
     about: Mapping[str, Any] | None = None,
+    *,
+    precision: Precision = "float32",
 ) -> None:
     """Write a `TransformNet` as a .onnx or .jax file, after comparing its images with those of the net.
 
     Args:
         about: metadata for JSON, which ONNX keeps.
+        precision: of the kernels that an ONNX file stores, as for `to_onnx`.
 
     Raises:
         InputError: for another suffix, a file that cannot be written, a missing package, and an exported net whose
-            images differ by more than TOLERANCE.
+            images differ by more than TOLERANCES allow.
     """
     check_output(path)
     images = np.random.default_rng(0).uniform(size=(2, 33, 46, 3)).astype(np.float32)
     if Path(path).suffix.lower() == ".onnx":
-        data = to_onnx(net, variables, about)
+        data = to_onnx(net, variables, about, precision=precision)
         session = _needed("onnxruntime").InferenceSession(data, providers=["CPUExecutionProvider"])
         (painted,) = session.run(None, {"pictures": images})
     else:
         data = to_jax(net, variables)
         painted = np.asarray(jax.export.deserialize(bytearray(data)).call(images))
-    error = np.abs(painted - jax.jit(net.clone(fast=False).apply)(variables, images)).max()
-    if not error < TOLERANCE:  # nor if it is not a number
+    difference = np.asarray(painted - jax.jit(net.clone(fast=False).apply)(variables, images))
+    error = np.sqrt(np.square(difference).mean()) if precision == "int8" else np.abs(difference).max()
+    if not error < TOLERANCES[precision]:  # nor if it is not a number
         raise files.refusal(path, f"not written, since the exported net's images differ from the net's by {error:g}")
     files.write(path, data)
 
 
-def write(style: str, output: Path, *, form: Literal["onnx", "jax"]) -> None:
+def write(style: str, output: Path, *, form: Literal["onnx", "jax"], precision: Precision = "float32") -> None:
     """Write the transform net of a file, or of a bundled style's name, to a file whose suffix is the form.
 
     Raises InputError as `save`, for other nets, and for an output that would replace an input.
     """
     if output.suffix.lower() != f".{form}":
         raise InputError(f"{output}: --export {form} writes a .{form} file; choose such a name", argument="output")
+    if form == "jax" and precision != "float32":
+        raise InputError("is only for --export onnx", argument="export_precision")
     check_output(output)
     files.check_outputs([output], [style, *bundled_files()])
 
@@ -78,7 +91,7 @@ def write(style: str, output: Path, *, form: Literal["onnx", "jax"]) -> None:
             raise InputError(f"{style}: is no transform net, and only those can be exported")
 
     net, variables, about = io.load(style, check=check)
-    save(output, net, variables, about)
+    save(output, net, variables, about, precision=precision)
 
 
 def check_output(path: str | PathLike[str]) -> None:
@@ -111,13 +124,25 @@ def to_jax(net: transform.TransformNet, variables: Mapping[str, Any]) -> bytes:
     return bytes(exported(jax.ShapeDtypeStruct(shape, jnp.float32)).serialize())
 
 
-def to_onnx(net: transform.TransformNet, variables: Mapping[str, Any], about: Mapping[str, Any] | None = None) -> bytes:
-    """A `TransformNet` with its variables as an ONNX model, "pictures" -> "stylized"; about: metadata, as for `save`.
+def to_onnx(
+    net: transform.TransformNet,
+    variables: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
+    *,
+    precision: Precision = "float32",
+) -> bytes:
+    """A `TransformNet` with its variables as an ONNX model, "pictures" -> "stylized".
 
-    Raises ValueError if the net has parts that are not from `nstjax.nets`.
+    Args:
+        about: metadata, as for `save`.
+        precision: of the kernels. "float16" is lossless for what `io.load` read from half precision; "int8" rounds
+            to 1/127 of each output channel's largest weight. Norms and biases stay in single precision.
+
+    Raises:
+        ValueError: the net has parts that are not from `nstjax.nets`.
     """
     onnx = _needed("onnx")
-    graph = _Graph(onnx, [], [])
+    graph = _Graph(onnx, [], [], precision)
     _transform_net(graph, net, variables)
     both = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", "h", "w", 3])
@@ -137,6 +162,7 @@ class _Graph(NamedTuple):
     onnx: Any
     nodes: list[Any]
     constants: list[Any]
+    precision: Precision
 
     def op(self, kind: str, *inputs: Any, output: str | None = None, **options: Any) -> str:
         """Add an operation on values, numbers and arrays; returns its result's name."""
@@ -145,10 +171,20 @@ class _Graph(NamedTuple):
         self.nodes.append(self.onnx.helper.make_node(kind, names, [output], name=output, **options))
         return output
 
-    def constant(self, x: Any) -> str:
-        """Add a constant; returns its name."""
+    def kernel(self, x: np.ndarray, *, axis: int = 0) -> str:
+        """Add a kernel whose output channels lie along an axis, stored in the graph's precision; returns its name."""
+        if self.precision == "float32":
+            return self.constant(x)
+        if self.precision == "float16":
+            return self.op("Cast", self.constant(x, np.float16), to=self.onnx.TensorProto.FLOAT)
+        others = tuple(i for i in range(x.ndim) if i != axis)
+        scale = np.maximum(np.abs(x).max(others, keepdims=True) / 127, np.finfo(np.float32).tiny)
+        return self.op("DequantizeLinear", self.constant(np.rint(x / scale), np.int8), scale.ravel(), axis=axis)
+
+    def constant(self, x: Any, dtype: Any = None) -> str:
+        """Add a constant, by default of integers as int64 or of numbers as float32; returns its name."""
         x = np.asarray(x)
-        x = x.astype(np.int64 if x.dtype.kind in "iu" else np.float32, order="C")
+        x = x.astype(dtype or (np.int64 if x.dtype.kind in "iu" else np.float32), order="C")
         name = f"constant{len(self.constants)}"
         make = self.onnx.helper.make_tensor
         kind = self.onnx.helper.np_dtype_to_tensor_dtype(x.dtype)
@@ -200,7 +236,7 @@ def _convolution(graph: _Graph, layer: Any, p: Mapping[str, Any], x: str) -> str
     if isinstance(layer, layers.FractionallyStrided):
         cut = [0, 0, 1, 1] if layer.zeros == (2, 1) else [1, 1, 0, 0]
         kernel = np.asarray(p["kernel"])[::-1, ::-1].transpose(2, 3, 0, 1)
-        return op("ConvTranspose", x, kernel, *bias, strides=[2, 2], pads=cut)
+        return op("ConvTranspose", x, graph.kernel(kernel, axis=1), *bias, strides=[2, 2], pads=cut)
     n, pad = layer.kernel // 2, layer.pad
     if layer.upsample is not None:
         x, pad = _upsampled(graph, layer.upsample, x), layers.edge
@@ -210,9 +246,10 @@ def _convolution(graph: _Graph, layer: Any, p: Mapping[str, Any], x: str) -> str
         x = op("Pad", x, [0, 0, n, n] * 2, mode=modes[pad])
     options: dict[str, Any] = {"strides": [layer.stride, layer.stride], "pads": zeros}
     if isinstance(layer, layers.Conv):
-        return op("Conv", x, _transposed(p["kernel"]), *bias, **options)
-    x = op("Conv", x, _transposed(p["depthwise"]), group=p["depthwise"].shape[3] // layer.multiplier, **options)
-    return op("Conv", x, _transposed(p["pointwise"]), *bias)
+        return op("Conv", x, graph.kernel(_transposed(p["kernel"])), *bias, **options)
+    groups = p["depthwise"].shape[3] // layer.multiplier
+    x = op("Conv", x, graph.kernel(_transposed(p["depthwise"])), group=groups, **options)
+    return op("Conv", x, graph.kernel(_transposed(p["pointwise"])), *bias)
 
 
 def _transposed(kernel: Any) -> np.ndarray:
