@@ -117,9 +117,9 @@ def test_stylize_is_styles_stylize_and_names_what_it_skips(nstjax, tmp_path, cap
     good, bad = picture(tmp_path / "good.png", 1), tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     with pytest.raises(SystemExit) as stop:
-        nstjax("stylize", good, bad, "starry_night-depsep-nn", "-o", tmp_path / "out", "--size", "48")
+        nstjax("stylize", good, bad, "udnie-depsep-nn", "-o", tmp_path / "out", "--size", "48")
     assert stop.value.code == 1 and f"nstjax stylize: {bad}: " in capsys.readouterr().err
-    stylized = styles.load("starry_night-depsep-nn").stylize(images.load(good, size=48))
+    stylized = styles.load("udnie-depsep-nn").stylize(images.load(good, size=48))
     assert abs(images.load(tmp_path / "out" / "good.png") - stylized).max() < 1 / 255
 
 

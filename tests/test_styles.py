@@ -228,13 +228,14 @@ def test_nets_are_not_saved_under_names_that_are_not_read(tiny, tmp_path, name):
 
 PICTURES = Path(nstjax.__file__).parent / "pictures"
 STYLES = weights.bundled_folder() / "styles"
+PANDEY = ("depsep", "depsep-nn", "depsep-nn-bil")
 BUNDLED = sorted(path.stem for path in STYLES.glob("*.safetensors"))
 
 
 def test_the_styles_that_ship_are_small_and_tell_how_they_were_made():
     manifest = json.loads((STYLES / "manifest.json").read_text())
     assert set(manifest) == {f"{name}.safetensors" for name in BUNDLED}
-    assert {"starry_night", "great_wave", "composition_vii", "the_scream"} <= set(BUNDLED)
+    assert sum("-" not in name for name in BUNDLED) == 8 and {f"udnie-{net}" for net in PANDEY} <= set(BUNDLED)
     for name, entry in manifest.items():
         assert (STYLES / name).stat().st_size == entry["bytes"] < 7e6
         assert entry["seconds"] > 0 and entry["hardware"] and entry["painting"] and entry["photographs"]

@@ -28,6 +28,9 @@ from nstjax.weights import PICTURES, bundled_folder
 PAGE = Path(__file__).with_name("index.html")
 HERE = 'new URL("ort/", location.href).href'  # in the page: where ONNX Runtime Web is
 PHOTO = PICTURES / "astronaut.jpg"
+# All bundled nets but Pandey's variants, which look like the style that they are of.
+NETS = sorted((bundled_folder() / "styles").glob("*.safetensors"))
+STYLES = tuple(path.stem for path in NETS if "-" not in path.stem)
 # The runtime for browsers without WebGPU, and the one for those with it.
 RUNTIMES = (
     *("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"),
@@ -37,7 +40,7 @@ RUNTIMES = (
 
 def main(
     output: Path = Path("page"),
-    styles: tuple[str, ...] = ("starry_night", "great_wave", "composition_vii", "the_scream", "udnie"),
+    styles: tuple[str, ...] = STYLES,
     precision: export.Precision = "int8",
     ort: str = "node_modules/onnxruntime-web/dist",
 ) -> None:
