@@ -3,8 +3,9 @@
     python benchmarks/bundled_styles.py --paintings FOLDER --photos a.jpg b.jpg [--styles starry_night --sheet FILE]
 
 For each style, a bundled one's name or a net's file, whose painting is FOLDER/NAME.jpg, and each photo it prints the
-losses of the net's image and of an image optimized from the photo, by as many evaluations of L-BFGS as asked for, of
-the loss that nets are trained by (VGG-16, Johnson's layers). The sheet shows them side by side.
+losses of the net's image and of an image optimized from the photo, by as many evaluations of L-BFGS as asked for (on
+the levels of its pyramid), of the loss that nets are trained by (VGG-16, Johnson's layers). The sheet shows them side
+by side.
 """
 
 import argparse
@@ -43,19 +44,19 @@ def main():
     parser.add_argument("--styles", nargs="+", help="by default all bundled ones whose paintings are there")
     parser.add_argument("--size", type=int, default=384, help="of the photos' long side, in pixels")
     parser.add_argument("--style-size", type=int, default=384, help="of the paintings', as in training")
-    parser.add_argument("--style-weight", type=float, default=5.0, help="as in training")
+    parser.add_argument("--style-weight", type=float, default=10.0, help="as in training")
     parser.add_argument("--evaluations", type=int, default=300)
     parser.add_argument("--sheet", type=Path, help="an image to write")
     args = parser.parse_args()
 
     import jax
 
-    from nstjax import images, plots, solvers, styles, terminal
+    from nstjax import images, plots, pyramid, solvers, styles, terminal
     from nstjax.weights.download import bundled_folder
 
     terminal.tune_malloc()
     terminal.cache_compilations()
-    evaluate, solver = jax.jit(objective), solvers.lbfgs(objective)
+    evaluate, solver = jax.jit(objective), pyramid.on_levels(solvers.lbfgs, objective, unit=0.5**0.5)
     painting = {path.stem: path for path in args.paintings.iterdir()}
     names = args.styles or sorted(
         path.stem for path in (bundled_folder() / "styles").glob("*.safetensors") if path.stem in painting

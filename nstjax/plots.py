@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,7 @@ def curves(
 def contact_sheet(
     rows: Sequence[Sequence[tuple[Float[Any, "_ _ 3"] | None, str]]], *, cell: int = 256, gap: int = 12
 ) -> Float32[np.ndarray, "h w 3"]:
-    """Return labeled images in [0, 1] as one image in [0, 1].
+    """Return labeled images in [0, 1] as one image in [0, 1]; rows are as high as their highest image.
 
     Args:
         rows: of (image, label); None leaves its place empty.
@@ -86,17 +88,35 @@ def contact_sheet(
     """
     font = ImageFont.load_default(size=max(10, cell // 18))
     line = int(font.getbbox("Ay")[3]) + 6
-    w, h = (max(map(len, rows)) * (cell + gap) + gap, len(rows) * (cell + line + gap) + gap)
+    shown = [[(None if image is None else _thumbnail(image, cell), label) for image, label in row] for row in rows]
+    heights = [max((image.height for image, _ in row if image is not None), default=0) for row in shown]
+    w, h = max(map(len, rows)) * (cell + gap) + gap, sum(heights) + len(rows) * (line + gap) + gap
     canvas = Image.new("RGB", (w, h), "white")
     draw = ImageDraw.Draw(canvas)
-    for i, row in enumerate(rows):
+    y = gap
+    for row, height in zip(shown, heights, strict=True):
         for j, (image, label) in enumerate(row):
-            x, y = gap + j * (cell + gap), gap + i * (cell + line + gap)
+            x, label = gap + j * (cell + gap), _drawable(label)
             if image is not None:
-                thumbnail = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
-                thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
-                canvas.paste(thumbnail, (x + (cell - thumbnail.width) // 2, y + (cell - thumbnail.height) // 2))
+                canvas.paste(image, (x + (cell - image.width) // 2, y + (height - image.height) // 2))
             while label and font.getlength(label) > cell:
                 label = label[:-1]
-            draw.text((x + (cell - font.getlength(label)) / 2, y + cell + 2), label, fill="black", font=font)
+            draw.text((x + (cell - font.getlength(label)) / 2, y + height + 2), label, fill="black", font=font)
+        y += height + line + gap
     return np.asarray(canvas, np.float32) / 255
+
+
+def _thumbnail(image: Float[Any, "_ _ 3"], cell: int) -> Image.Image:
+    thumbnail = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
+    thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
+    return thumbnail
+
+
+_SUPERSCRIPTS = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+
+
+def _drawable(label: str) -> str:
+    """A label in what Pillow's own font has, which has neither Greek letters nor superscripts."""
+    label = re.sub("[⁻⁰¹²³⁴-⁹]+", lambda power: f"^{power[0].translate(_SUPERSCRIPTS)}", label.replace("×", "x"))
+    spelled = re.sub("[α-ω]", lambda letter: unicodedata.name(letter[0]).split()[-1].lower(), label)
+    return spelled.replace("lamda", "lambda")  # as Unicode does not spell it
