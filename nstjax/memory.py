@@ -108,7 +108,7 @@ def _parameters(network: str, layers: Sequence[str], *, compact: bool) -> float:
 def _images(scene: Scene) -> float:
     """Bytes of all arrays of the content's size while it is optimized, beside L-BFGS's pairs."""
     features = sum(vgg.numbers(name) for name in scene.content_layers)
-    images = IMAGES * scene.variables + scene.results
+    images = IMAGES * (2 * scene.variables - 1) + scene.results  # levels, and what they are enlarged to
     held = math.prod(scene.shape) * (4 * features + IMAGE * images + 8 * scene.regions)
     return held + sum(IMAGE * math.prod(shape) for shape in scene.styles)
 
