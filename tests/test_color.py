@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nstjax import color
@@ -201,6 +201,8 @@ def test_match_histogram_is_exact_for_equal_sizes(seed):
 @given(seed=SEEDS, h=st.sampled_from([1, 5, 31]), w=st.sampled_from([1, 8]))
 def test_match_histogram_for_different_sizes_is_by_quantiles(seed, h, w):
     style, content = without_ties(seed, 12, 16), picture(seed + 1, h, w)
+    apart = [np.abs(content[..., i] - content[..., j]).max() for i, j in ((0, 1), (1, 2), (2, 0))]
+    assume(min(apart) >= color.LEVEL)  # channels that are equal stay equal
     matched = np.asarray(color.match_histogram(style, content))
     for c in range(3):
         rank = np.argsort(np.argsort(style[..., c], axis=None))

@@ -299,10 +299,10 @@ def test_the_documents_code_runs(code, tmp_path, monkeypatch):
 
 
 @pytest.mark.trained
-def test_the_default_recipe_paints_what_it_always_painted():
+def test_the_default_recipe_paints_what_it_painted_before():
     """The bundled pair at 128 px with the bundled network: the loss, and a thumbnail of the image as it looked good."""
     content, style = (images.load(weights.PICTURES / f"{name}.jpg", size=128) for name in ("astronaut", "gale"))
     *_, progress = neural_style.paint(content, [style])
-    assert progress.terms["loss"] == pytest.approx(8229, rel=0.05)
+    assert progress.terms["loss"] == pytest.approx(8158, rel=0.05)
     thumbnail = images.load(ROOT / "tests" / "stylized.png")
     assert float(metrics.ssim(images.resize(progress.image, (64, 64)), thumbnail)) >= 0.95
