@@ -37,15 +37,16 @@ def network():
     return layers, torch.tensor(weights.MEANS[weights.CAFFE]).view(1, 3, 1, 1)
 
 
-def features(net, image):
-    """{layer: rectified activation} of an RGB picture [1, 3, H, W] in [0, 1]."""
+def features(net, image, repeat=False):
+    """{layer: rectified activation} of an RGB picture [1, 3, H, W] in [0, 1]; repeat: its border, instead of zeros."""
     layers, mean = net
     x, out = (image - mean).contiguous(memory_format=torch.channels_last), {}
     for name, (kernel, bias) in layers.items():
         if name.endswith("_1") and name != "conv1_1":
             x = torch.nn.functional.max_pool2d(x, 2)
-        x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
-        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias))
+        if repeat:
+            x = torch.nn.functional.pad(x, (1, 1, 1, 1), mode="replicate")
+        x = torch.relu(torch.nn.functional.conv2d(x, kernel, bias, padding=0 if repeat else 1))
         if name in (*STYLE, CONTENT):
             out[name] = x
         if name == "conv5_1":
@@ -72,11 +73,11 @@ def load(path, size):
 def objective(net, content, style):
     """image -> loss, with the targets of two pictures."""
     with torch.no_grad():
-        target = features(net, content)[CONTENT]
-        grams = {name: gram(x) for name, x in features(net, style).items() if name in STYLE}
+        target = features(net, content, repeat=True)[CONTENT]
+        grams = {name: gram(x) for name, x in features(net, style, repeat=True).items() if name in STYLE}
 
     def loss(image):
-        acts = features(net, image)
+        acts = features(net, image, repeat=True)
         style = sum(1e3 / len(g) ** 2 * ((gram(acts[name]) - g) ** 2).mean() for name, g in grams.items())
         return ((acts[CONTENT] - target) ** 2).mean() + style
 
