@@ -56,7 +56,7 @@ def main():
 
     terminal.tune_malloc()
     terminal.cache_compilations()
-    evaluate, solver = jax.jit(objective), pyramid.on_levels(solvers.lbfgs, objective, unit=0.5**0.5)
+    evaluate, solver = jax.jit(objective), pyramid.on_levels(solvers.lbfgs, objective, unit=pyramid.LBFGS_UNIT)
     painting = {path.stem: path for path in args.paintings.iterdir()}
     names = args.styles or sorted(
         path.stem for path in (bundled_folder() / "styles").glob("*.safetensors") if path.stem in painting

@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--pairs", nargs="+", required=True, metavar="PHOTO:PAINTING")
     parser.add_argument("--size", type=int, default=192)
     parser.add_argument("--evaluations", type=int, default=100)
-    parser.add_argument("--units", type=float, nargs="+", default=[0.5, 0.5**0.5, 1.0])
+    parser.add_argument("--units", type=float, nargs="+", default=[0.5, pyramid.LBFGS_UNIT, 1.0])
     args = parser.parse_args()
     terminal.tune_malloc()
     terminal.cache_compilations()

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstjax import flow, jobs, neural_style, recipes, stable
+from nstjax import flow, jobs, neural_style, pixels, recipes, stable
 from nstjax.errors import InputError
 from nstjax.objectives import Style
 from nstjax.recipes import Recipe
@@ -44,9 +44,7 @@ class Progress(NamedTuple):
 class Resumed(NamedTuple):
     """What was painted before, to continue with the frame after it."""
 
-    painted: Sequence[
-        Image
-    ]  # the last frames that are finished, as many as `paint` looks back, or all if they are fewer
+    painted: Sequence[Image]  # the last finished frames: as many as `paint` looks back, or all if there are fewer
     frames: int  # how many are finished
     unit: float  # as in `Progress`
 
@@ -82,9 +80,8 @@ def paint(
     names = {*Recipe._fields} & options.keys()
     recipe = recipes.changed(preset, {name: options.pop(name) for name in names})
     if recipe.preserve_color != "none":
-        raise InputError(
-            "frames that keep the video's colors are not held still; leave it out", argument="preserve_color"
-        )
+        why = "frames that keep the video's colors are not held still; leave it out"
+        raise InputError(why, argument="preserve_color")
     if not 0 <= stability < np.inf:
         raise InputError(f"{stability}: give a number of 0 or more", argument="stability")
     resumed = resumed or Resumed((), 0, 0.0)
@@ -113,9 +110,8 @@ def _paint(
     options = {"budget": None} | options
     before.extend(zip(past, resumed.painted[-len(past) :], strict=True) if past else ())
     for number, frame in enumerate(frames, resumed.frames):
-        options["budget"] = options["budget"] or _budget(
-            recipe, frame, styles, options
-        )  # one, as programs depend on it
+        # One for all frames, as the compiled programs depend on it.
+        options["budget"] = options["budget"] or _budget(recipe, frame, styles, options)
         job = jobs.Job(frame, styles, seed=seed)
         if before:
             start, held, seen = onto(frame, *zip(*(before[-lag] for lag in lags if lag <= len(before)), strict=True))
@@ -125,7 +121,7 @@ def _paint(
             image, loss = np.asarray(each.image[0]), float(each.terms["loss"][0])
             finished = each.step == each.total
             if finished:
-                image = np.rint(image * 255).astype(np.float32) / 255
+                image = pixels.to_bytes(image).astype(np.float32) / 255
                 unit = unit or loss
             yield Progress(number, image, finished, each.step, each.work, loss, unit)
         before.append((frame, image))

@@ -152,7 +152,7 @@ def budget(
         scales=len(schedule(recipe, content)),
         at_once=recipe.method.at_once,
         held=recipe.method.held,
-        variables=pyramid.VARIABLES if recipe.on_levels and devices == 1 else 1,
+        variables=pyramid.VARIABLES if recipe.on_levels(devices) else 1,
     )
     return memory.fit(scene, limit=limit if shared else devices * limit, devices=devices)
 
@@ -188,8 +188,6 @@ def _paint(
             raise InputError("missing; give those of your own extractor", argument="params")
         layers = tuple(jax.eval_shape(extract, params, jobs[0].content))
     recipe = recipes.changed(preset, changes, layers=layers)
-    if devices > 1 and recipe.variables == "auto":  # an image's rows divide among devices, a vector of levels does not
-        recipe = recipe._replace(variables="pixels")
     scales = schedule(recipe, shape)
     if known is None and extract is None:
         every = [style for job in jobs for style in styles_of(job)]
@@ -249,7 +247,8 @@ def _program(
     def balance(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return objectives.balance(objective, *args, **kwargs)["weights"]
 
-    solver = recipes.solver(recipe, objective, steps=steps, history=history)
+    devices = 1 if mesh is None else mesh.size
+    solver = recipes.solver(recipe, objective, steps=steps, history=history, devices=devices)
     return _Program(solver, solvers.batched(solver), targets_of, balance)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 from PIL import Image, ImageDraw, ImageFont
 
-from nstjax import files
+from nstjax import files, pixels
 from nstjax.errors import InputError
 
 
@@ -107,7 +107,7 @@ def contact_sheet(
 
 
 def _thumbnail(image: Float[Any, "_ _ 3"], cell: int) -> Image.Image:
-    thumbnail = Image.fromarray(np.round(np.clip(image, 0, 1) * 255).astype(np.uint8))
+    thumbnail = Image.fromarray(pixels.to_bytes(image))
     thumbnail.thumbnail((cell, cell), Image.Resampling.LANCZOS)
     return thumbnail
 

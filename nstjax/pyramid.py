@@ -121,6 +121,8 @@ def run(
 
 # Levels of a Laplacian pyramid: the coarsest then is 1/32 of an image. They have 4/3 as many numbers as it.
 DEPTH, VARIABLES = 5, 4 / 3
+# `on_levels`'s unit for L-BFGS: the best of those compared (benchmarks/README.md).
+LBFGS_UNIT = 0.5**0.5
 
 
 def laplacian(image: Image, *, depth: int = DEPTH) -> list[Float[Array, "_ _ 3"]]:

@@ -95,11 +95,6 @@ class Recipe(NamedTuple):
         return self.style_weight == 0 if self.strength is None else self.strength == 0
 
     @property
-    def on_levels(self) -> bool:
-        """Whether the levels of the image's Laplacian pyramid are optimized rather than its pixels."""
-        return self.variables == "levels" or (self.variables == "auto" and self.optimizer.startswith("lbfgs"))
-
-    @property
     def kept_detail(self) -> float:
         """The share of the finest levels that is left at the start of a size: none, but all where the style is weak."""
         return float(self.no_style) if self.strength is None else max(0.0, 1 - 2 * self.strength)
@@ -118,6 +113,13 @@ class Recipe(NamedTuple):
     def style_by_layer(self) -> dict[str, float]:
         """The weight of each style layer."""
         return _by_layer(self.style_layers, self.style_layer_weights)
+
+    def on_levels(self, devices: int = 1) -> bool:
+        """Whether the levels of the image's Laplacian pyramid are optimized, rather than its pixels."""
+        if self.variables != "auto":
+            return self.variables == "levels"
+        # An image's rows divide among devices, a vector of levels does not.
+        return devices == 1 and self.optimizer.startswith("lbfgs")
 
 
 def _by_layer(layers: Sequence[str], weights: Sequence[float]) -> dict[str, float]:
@@ -301,12 +303,13 @@ def style_size(recipe: Recipe, style: tuple[int, int], content: tuple[int, int])
     return pyramid.style_size(style, content, scale=recipe.style_scale, minimum=STYLE_MINIMUM)
 
 
-def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> solvers.Solver:
+def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int, devices: int = 1) -> solvers.Solver:
     """The solver of a recipe for an objective, (image, data) -> (loss, terms).
 
     Args:
         steps: over which Adam's learning rate falls along a cosine, at every size.
         history: pairs that L-BFGS remembers.
+        devices: how many share the image's rows.
     """
     learning_rate = recipe.learning_rate or LEARNING_RATES[recipe.optimizer]
     rate = optax.cosine_decay_schedule(learning_rate, steps)
@@ -324,7 +327,7 @@ def solver(recipe: Recipe, objective: Callable, *, steps: int, history: int) -> 
             tx = optax.chain(solvers.by_first_gradient(), optax.sgd(learning_rate))
             make = partial(solvers.gradient, transformation=tx, jump=solvers.JUMP)
     # Adam's steps are as long in every variable; those of the others are shorter where gradients are.
-    unit = 1.0 if recipe.optimizer.startswith("adam") else 0.5**0.5
-    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.on_levels else make(objective)
+    unit = 1.0 if recipe.optimizer.startswith("adam") else pyramid.LBFGS_UNIT
+    chosen = pyramid.on_levels(make, objective, unit=unit) if recipe.on_levels(devices) else make(objective)
     chosen = solvers.keyed(chosen) if recipe.method.random else chosen
     return solvers.averaged(chosen, decay=recipe.average) if recipe.average else chosen

@@ -10,16 +10,14 @@ from nstjax import interrupts
 if __name__ == "__main__":
     interrupts.end_quietly()  # before the imports that take seconds
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
-from PIL import Image
 
-from nstjax import files, images, pixels, terminal
+from nstjax import files, images, terminal
 from nstjax.errors import InputError, printable
 from nstjax.nets import export
 from nstjax.optional import needed
@@ -68,7 +66,7 @@ def main(
     for style, stem in zip(styles, stems, strict=True):
         net = output / f"{stem}.onnx"
         export.write(style, net, form="onnx", precision=precision)
-        files.write(output / f"{stem}.jpg", thumbnail(net, shown))
+        images.save(output / f"{stem}.jpg", painted_by(net, shown))
         title = titles.get(f"{style}.safetensors", {}).get("painting", stem)
         nets.append({"file": net.name, "title": title, "thumbnail": f"{stem}.jpg"})
         print(f"{printable(net)}: {net.stat().st_size / 1e6:.2f} MB")
@@ -80,17 +78,10 @@ def main(
     print(f"saved {printable(output)}; python -m http.server --bind 127.0.0.1 --directory {printable(output)} shows it")
 
 
-def thumbnail(net: Path, image: Any) -> bytes:
-    """The middle of an image as a net's file paints it, as a JPEG."""
+def painted_by(net: Path, image: Any) -> Any:
+    """An image as a net's file paints it."""
     session = needed("onnxruntime", "the thumbnail", '"nstjax[onnx]"').InferenceSession(net)
-    (painted,) = session.run(None, {"pictures": np.asarray(image)[None]})[0]
-    h, w, _ = painted.shape
-    side = min(h, w)
-    top, left = (h - side) // 4, (w - side) // 2
-    file = io.BytesIO()
-    square = painted[top : top + side, left : left + side]
-    Image.fromarray(pixels.to_bytes(square)).save(file, "JPEG", quality=88)
-    return file.getvalue()
+    return session.run(None, {"pictures": np.asarray(image)[None]})[0][0]
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image as Pillow
 
+from nstjax import pixels
 from nstjax.studies.curves import curves
 from nstjax.studies.markup import Html, block, figure, name, number, plain, sentence, tag
 from nstjax.typing import Image
@@ -141,7 +142,7 @@ def facts(pairs: Mapping[str, str]) -> Html:
 
 def _jpeg(image: Image, longest: int) -> tuple[str, tuple[int, int]]:
     """(base64, (width, height)) of an image as JPEG."""
-    small = Pillow.fromarray(np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8))
+    small = Pillow.fromarray(pixels.to_bytes(image))
     small.thumbnail((longest, longest), Pillow.Resampling.LANCZOS)
     file = io.BytesIO()
     # Without optimize=True: Pillow then has too small a buffer for images that are mostly noise.
