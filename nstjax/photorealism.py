@@ -24,7 +24,10 @@ from nstjax.neural_style import Progress, Style
 from nstjax.typing import Array, Image, Mask
 
 # Without a pyramid, since the start has the right colors already. The matting weight keeps strokes out.
-RECIPE = recipes.PRESETS["fast"]._replace(steps=30, scales=1, strength=0.9, matting_weight=1e6, tv_weight=0.0)
+# On pixels, since on a pyramid's levels tints spread over skies.
+RECIPE = recipes.PRESETS["fast"]._replace(
+    variables="pixels", steps=30, scales=1, strength=0.9, matting_weight=1e6, tv_weight=0.0
+)
 SIZE = 256  # long side in pixels at which is painted
 FEATHER, FEATHER_RIDGE = 1 / 64, 1e-3  # of the masks: radius as a share of the long side, ridge in squared colors
 RADIUS, RIDGE = 1 / 32, 1e-4  # of the local affine functions
