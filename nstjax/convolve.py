@@ -97,8 +97,12 @@ def _convolved(x: Activations, kernel: Kernel) -> Float[Array, "h w after"]:
 
 def transform_kernel(kernel: Kernel) -> Transformed:
     """Return a kernel as Winograd's products take it."""
-    both = np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).astype(np.float32)
-    return (both @ kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
+    return (_both() @ kernel.reshape(9, -1)).reshape(36, *kernel.shape[2:])
+
+
+def _both() -> Float[np.ndarray, "36 9"]:
+    """The kernel's transform along both axes."""
+    return np.kron(KERNEL_TRANSFORM, KERNEL_TRANSFORM).astype(np.float32)
 
 
 def _combine(matrix: Float[np.ndarray, "out n"], parts: Sequence[Array], *, axis: int) -> Array:
@@ -107,17 +111,46 @@ def _combine(matrix: Float[np.ndarray, "out n"], parts: Sequence[Array], *, axis
     return jnp.stack([functools.reduce(jnp.add, row) for row in rows], axis=axis)
 
 
+def _tiles(x: Array, rows: int, cols: int) -> Float[Array, "36 _ before"]:
+    """Features [4 rows + 2, 4 columns + 2, C] as Winograd's products take them: for 36 points, one row a tile."""
+    x = _combine(INPUT_TRANSFORM, [x[i : i + 4 * rows - 3 : 4] for i in range(6)], axis=0)
+    x = _combine(INPUT_TRANSFORM, [x[:, :, j : j + 4 * cols - 3 : 4] for j in range(6)], axis=1)
+    return x.reshape(36, rows * cols, -1)
+
+
+@jax.jit
+def kernel_gradient(
+    x: Float[Array, "n _ _ before"], g: Float[Array, "n h w after"]
+) -> Float[Array, "3 3 before after"]:
+    """Gradient by its kernel of a 3x3 convolution without padding, by Winograd's algorithm: half of XLA's time.
+
+    Args:
+        x: the convolution's input [n, h + 2, w + 2, before].
+        g: the gradient by its output.
+    """
+    _, h, w, _ = g.shape
+    rows, cols = -(-h // 4), -(-w // 4)
+    more = ((0, 0), (0, 4 * rows - h), (0, 4 * cols - w), (0, 0))
+
+    def outputs(g: Array) -> Array:
+        g = _combine(OUTPUT_TRANSFORM.T, [g[i::4] for i in range(4)], axis=0)
+        return _combine(OUTPUT_TRANSFORM.T, [g[:, :, j::4] for j in range(4)], axis=1).reshape(36, rows * cols, -1)
+
+    x = jax.vmap(lambda each: _tiles(each, rows, cols), out_axes=1)(jnp.pad(x, more))
+    g = jax.vmap(outputs, out_axes=1)(jnp.pad(g, more))
+    x, g = (each.reshape(36, -1, each.shape[-1]) for each in (x, g))  # the tiles of all images together
+    du = jax.lax.dot_general(x, g, (((1,), (1,)), ((0,), (0,))))
+    return (jnp.asarray(_both().T) @ du.reshape(36, -1)).reshape(3, 3, *du.shape[1:])
+
+
 # Compiled into whatever calls it; jit here only keeps Python from tracing the same hundreds of additions many times.
 @jax.jit
 def _winograd(x: Activations, u: Transformed) -> Float[Array, "h w after"]:
     """3x3 convolution with a transformed kernel, zero padding."""
     h, w, _ = x.shape
     rows, cols = -(-h // 4), -(-w // 4)
-    x = jnp.pad(x, ((1, 4 * rows - h + 1), (1, 4 * cols - w + 1), (0, 0)))
-    x = _combine(INPUT_TRANSFORM, [x[i : i + 4 * rows - 3 : 4] for i in range(6)], axis=0)
-    x = _combine(INPUT_TRANSFORM, [x[:, :, j : j + 4 * cols - 3 : 4] for j in range(6)], axis=1)
-    x = x.reshape(36, rows * cols, -1)
-    y = jax.lax.dot_general(x, u, (((2,), (1,)), ((0,), (0,)))).reshape(6, 6, rows, cols, -1)
+    padded = jnp.pad(x, ((1, 4 * rows - h + 1), (1, 4 * cols - w + 1), (0, 0)))
+    y = jax.lax.dot_general(_tiles(padded, rows, cols), u, (((2,), (1,)), ((0,), (0,)))).reshape(6, 6, rows, cols, -1)
     y = _combine(OUTPUT_TRANSFORM, list(y), axis=2)  # [6, rows, 4, cols, out]
     y = _combine(OUTPUT_TRANSFORM, list(y), axis=3)  # [rows, 4, cols, 4, out]
     return y.reshape(4 * rows, 4 * cols, -1)[:h, :w]

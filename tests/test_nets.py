@@ -123,8 +123,10 @@ def test_rowwise_convolution_equals_the_plain_one(h, w, k):
     np.testing.assert_allclose(convolutions.rowwise_conv(x, kernel), conv_oracle(x, kernel), atol=1e-4)
 
 
-def test_winograd_convolution_has_the_gradients_of_the_plain_one():
-    x, kernel = normal(2, 7, 9, 4), normal(3, 3, 4, 5, seed=1)
+@settings(deadline=None, max_examples=6)
+@given(n=st.integers(1, 3), h=st.integers(3, 12), w=st.integers(3, 12))
+def test_winograd_convolution_has_the_gradients_of_the_plain_one(n, h, w):
+    x, kernel = normal(n, h, w, 4), normal(3, 3, 4, 5, seed=1)
     y, pull = jax.vjp(convolutions.winograd_conv, x, kernel)
     expected, expected_pull = jax.vjp(convolutions.conv, x, kernel)
     np.testing.assert_allclose(y, expected, atol=1e-4)

@@ -47,16 +47,19 @@ def fast_conv(x: Features, kernel: Float[Array, "k_h k_w c out"], *, stride: int
 
 @jax.custom_vjp
 def winograd_conv(x: Features, kernel: Float[Array, "3 3 c out"]) -> Float[jax.Array, "n h-2 w-2 out"]:
-    """`conv` with a 3x3 kernel by Winograd's algorithm (`nstjax.convolve`); its gradients are those of `conv`."""
+    """`conv` with a 3x3 kernel by Winograd's algorithm (`nstjax.convolve`), as are its gradients."""
     u = convolve.transform_kernel(kernel)
     params = {"forward": u, "backward": u, "bias": jnp.zeros(())}
     return jax.vmap(lambda x: convolve.conv(x, params)[1:-1, 1:-1])(x)
 
 
-winograd_conv.defvjp(
-    lambda x, kernel: (winograd_conv(x, kernel), (x, kernel)),
-    lambda residuals, g: jax.vjp(conv, *residuals)[1](g),
-)
+def _winograd_gradients(residuals: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    spread = jnp.pad(g, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    return winograd_conv(spread, convolve.flipped(kernel)), convolve.kernel_gradient(x, g)
+
+
+winograd_conv.defvjp(lambda x, kernel: (winograd_conv(x, kernel), (x, kernel)), _winograd_gradients)
 
 
 def blocked_conv(
