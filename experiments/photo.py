@@ -17,8 +17,22 @@ from typing import Literal, NamedTuple
 import numpy as np
 import tyro
 
-from nstjax import command, files, images, memory, neural_style, photorealism, recipes, regions, terminal, weights
+from nstjax import (
+    command,
+    features,
+    files,
+    images,
+    memory,
+    neural_style,
+    photorealism,
+    recipes,
+    regions,
+    terminal,
+    weights,
+)
 from nstjax.errors import InputError, printable
+from nstjax.nets import io
+from nstjax.nets.decoder import LEVELS
 
 
 class Flags(NamedTuple):
@@ -34,8 +48,8 @@ class Flags(NamedTuple):
     """an image of the photo's aspect with one color for each region, or several, white in one region each."""
     style_mask: tuple[Path, ...] = ()
     """the same of the reference: regions of one color, or of one place in the list, belong together."""
-    method: Literal["deep-photo", "color"] = "deep-photo"
-    """deep-photo (optimized, about a minute) or color (its start, the colors alone, a few seconds)."""
+    method: Literal["deep-photo", "wct", "color"] = "deep-photo"
+    """deep-photo (optimized), wct (features in closed form, seconds) or color (the colors alone, in closed form)."""
     strength: float = 1.0
     """from 0, the photo, to 1."""
     size: int = 512
@@ -58,8 +72,13 @@ def main() -> None:
     photo, content, style, pairs = load(flags, memory.for_images(limit))
     recipe = photorealism.RECIPE._replace(steps=flags.steps)
     with terminal.stop_signals() as stopped:
+        ending = ""
         if flags.method == "color":
-            painted, ending = photorealism.recolored(content, style, pairs), ""
+            painted = photorealism.recolored(content, style, pairs)
+        elif flags.method == "wct":
+            decoder, variables, _ = io.load("photo-wct")
+            by = {"params": features.load("vgg19", layers=tuple(LEVELS)), "decoder": decoder, "variables": variables}
+            painted = photorealism.decoded(content, style, pairs, **by)
         else:
             shapes = [style.shape[:2]] * len(pairs)
             held = {"limit": limit, "regions": len(pairs), "reading": photo.nbytes}
@@ -81,8 +100,9 @@ def check(flags, common):
     """Raise InputError for flags out of range, without effect, and for an output that cannot be written."""
     terminal.check_range("strength", flags.strength, 0, 1)
     terminal.check_positive("steps", flags.steps)
-    colored = flags.method == "color"
-    terminal.check_effect(terminal.named(), *((name, colored, "--method color") for name in ("steps", "weights")))
+    closed = flags.method != "deep-photo"
+    why = "only with --method deep-photo"
+    terminal.check_effect(terminal.named(), *((name, closed, why) for name in ("steps", "weights")))
     if len(flags.content_mask) != len(flags.style_mask):
         raise InputError(f"give as many as of --content-mask: {len(flags.content_mask)}", argument="style_mask")
     images.check_writable(flags.output)

@@ -3,7 +3,7 @@
 python experiments/stylize.py --content photo.jpg --style starry_night --output stylized.png
 python experiments/stylize.py --content photos/ 'more/*.jpg' --style starry.safetensors --output stylized/
 python experiments/stylize.py --content clip.mp4 --style starry.safetensors --output painted.mp4 --smooth 0.8
-python experiments/stylize.py --content photo.jpg --style adain.safetensors --style-image painting.jpg
+python experiments/stylize.py --content photo.jpg --style-image painting.jpg
 """
 
 from nstjax import interrupts
@@ -35,8 +35,8 @@ class Flags(NamedTuple):
     Photos that cannot be read are named and left out; the exit status is then 1, or 2 if none was painted.
     """
 
-    style: str
-    """a bundled style's name, or a file that training wrote."""
+    style: str = "wct"
+    """a bundled style's name, or a file that training wrote; by default wct, which takes any --style-image."""
     content: tuple[str, ...] = ()
     """photos, folders, patterns such as 'photos/*.jpg', or one video or animated image; none for a texture."""
     output: Path | None = None
@@ -44,11 +44,11 @@ class Flags(NamedTuple):
     size: int | None = None
     """long side in pixels; by default the photo's own (a texture's: 512)."""
     strength: float = 1.0
-    """0 (the photo) to 1 (the net's image). AdaIN mixes features, other nets' images are mixed."""
+    """0 (the photo) to 1 (the net's image). wct and AdaIN mix features, other nets' images are mixed."""
     preserve_color: color.Method = "none"
     """keep the photo's colors: paint its luminance only, or give the result the photo's covariance or histogram."""
     style_image: tuple[Path, ...] = ()
-    """AdaIN's paintings."""
+    """paintings for wct and AdaIN."""
     style_blend: tuple[float, ...] = ()
     """weight of each --style-image."""
     style_size: int = 512
@@ -106,13 +106,16 @@ def check_use(flags, given, trained, plan):
     """Raise InputError for flags that the net lacks or that have no effect on it."""
     decoder, texture = isinstance(trained.net, nets.Decoder), isinstance(trained.net, nets.TextureNet)
     if decoder and not flags.style_image:
-        raise InputError(f"{flags.style} is AdaIN, which paints like any painting; name one", argument="style_image")
+        raise InputError(f"{flags.style} paints like any painting; name one", argument="style_image")
     alone = not trained.sees_content
     if not alone and not flags.content:
         raise InputError("name photos or a video", argument="content")
     terminal.check_effect(
         given,
-        *((name, not decoder, "only AdaIN takes paintings") for name in ("style_image", "style_blend", "style_size")),
+        *(
+            (name, not decoder, "only wct and AdaIN take paintings")
+            for name in ("style_image", "style_blend", "style_size")
+        ),
         *(
             (name, not trained.sees_content, "it makes textures alone")
             for name in ("content", "strength", "preserve_color")

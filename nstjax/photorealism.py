@@ -11,7 +11,7 @@ colors that is nearest, which is then applied to the photo itself, at its size. 
 painted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,6 +20,9 @@ import numpy as np
 from jaxtyping import Float
 
 from nstjax import matting, neural_style, recipes, wct
+from nstjax.features import vgg
+from nstjax.nets import Decoder
+from nstjax.nets import wct as decoding
 from nstjax.neural_style import Progress, Style
 from nstjax.typing import Array, Image, Mask
 
@@ -35,6 +38,7 @@ LEAST_SHARE = 0.01  # of a mask that counts somewhere
 NOISE = 1e-3  # variance of colors that may be noise, which is not made into colors of the style
 
 _affine = jax.jit(matting.affine, static_argnames=("radius", "epsilon"))
+_of_style, _decoded = jax.jit(decoding.style), jax.jit(decoding.stylize, static_argnames="decoder")
 Pair = tuple[Mask, Mask]  # where a style is painted in the content image, and where it is learned in the style image
 
 
@@ -64,6 +68,27 @@ def paint(
     """
     styles = [Style(style, learned, region) for region, learned in pairs]
     return neural_style.paint(content, styles, preset=recipe, init=recolored(content, style, pairs), **more)
+
+
+def decoded(
+    content: Image,
+    style: Image,
+    pairs: Sequence[Pair],
+    *,
+    params: vgg.Params,
+    decoder: Decoder,
+    variables: Mapping[str, Any],
+) -> Image:
+    """The content image with the mean and covariance of the style's features in every region: PhotoWCT (Li 2018).
+
+    Args:
+        pairs: of the images' sizes.
+        params: of VGG-19, up to relu4_1 (`features.load`).
+        decoder, variables: that unpool, such as the bundled "photo-wct" (`nstjax.nets.io.load`).
+    """
+    targets = [_of_style(params, style, mask=learned) for _, learned in pairs]
+    out = _decoded(params, decoder, variables, content, targets, regions=[region for region, _ in pairs])
+    return np.clip(np.asarray(out), 0, 1)
 
 
 def rendered(

@@ -13,7 +13,8 @@ import numpy as np
 
 from nstjax import color, features, memory, nets
 from nstjax.errors import InputError
-from nstjax.nets import adain, io, texture, tiled
+from nstjax.nets import adain, io, texture, tiled, wct
+from nstjax.nets.decoder import LEVELS
 from nstjax.typing import Image, Images
 
 # Numbers held at a time for a pixel of an image: by the nets that cannot compute in strips (measured on CPU), and by
@@ -57,9 +58,9 @@ class Trained(NamedTuple):
         """The function by which the net stylizes images [N, H, W, 3]; compiled once for each shape.
 
         Args:
-            styles: AdaIN's style images, of any sizes (512 px is usual).
+            styles: style images of AdaIN or WCT, of any sizes (512 px is usual).
             blend: the weights of the style images, by default equal.
-            strength: 0 (the content) to 1. AdaIN mixes features; other nets' images are mixed with the content.
+            strength: 0 (the content) to 1. AdaIN and WCT mix features; other nets' images are mixed with the content.
             preserve_color: keep the content's colors: only its luma is stylized, or the result is given the content's
                 covariance or histogram of colors.
             seed: of a texture net's noise, the same for all images, so that a video holds still.
@@ -67,12 +68,13 @@ class Trained(NamedTuple):
                 compute in strips.
 
         Raises:
-            InputError: for AdaIN without style images, style images for another net, a strength that is not from 0 to
-                1, and, by the function, images that need more memory even in strips.
+            InputError: for AdaIN or WCT without style images, style images for another net, a strength that is not from
+                0 to 1, and, by the function, images that need more memory even in strips.
         """
         decoder = isinstance(self.net, nets.Decoder)
         if decoder != bool(styles):
-            why = "AdaIN needs one or more" if decoder else "the net has a style of its own; only AdaIN takes others"
+            own = "the net has a style of its own; only AdaIN and WCT take others"
+            why = "the net paints like any style image; give one or more" if decoder else own
             raise InputError(why, argument="styles")
         check_blend(blend, styles, argument="blend")
         if not 0 <= strength <= 1:
@@ -81,7 +83,8 @@ class Trained(NamedTuple):
         if isinstance(self.net, nets.TransformNet):
             stylize = _by_transform_net(self.net, self.variables, limit=limit)
         elif decoder:
-            stylize = _by_adain(self.net, self.variables, styles, blend, alpha=strength)
+            by = {"adain": _by_adain, "wct": _by_wct}[self.net.transform]
+            stylize = by(self.net, self.variables, styles, blend, strength=strength)
         else:
             stylize = _by_texture_net(self.net, self.variables, seed=seed, sees_content=self.sees_content)
         mixing = 1.0 if decoder else strength
@@ -150,13 +153,30 @@ def _by_transform_net(
 
 
 def _by_adain(
-    net: nets.Decoder, variables: Mapping[str, Any], styles: Sequence[Image], blend: Sequence[float], *, alpha: float
+    net: nets.Decoder, variables: Mapping[str, Any], styles: Sequence[Image], blend: Sequence[float], *, strength: float
 ) -> Callable[[Images], Images]:
     params = features.load("vgg19", layers=("relu4_1",))
     each = jnp.concatenate([adain.targets(params, image[None]) for image in styles])
     target, decoder = adain.blend(each, blend or (1.0,) * len(styles)), net.clone(fast=_fast())
-    stylize = jax.jit(lambda params, variables, x: adain.stylize(params, decoder, variables, x, target, alpha=alpha))
+    stylize = jax.jit(lambda params, variables, x: adain.stylize(params, decoder, variables, x, target, alpha=strength))
     return partial(stylize, params, variables)
+
+
+def _by_wct(
+    net: nets.Decoder, variables: Mapping[str, Any], styles: Sequence[Image], blend: Sequence[float], *, strength: float
+) -> Callable[[Images], Images]:
+    params = features.load("vgg19", layers=tuple(LEVELS))
+    targets = [wct.style(params, image) for image in styles]
+    decoder, shares = net.clone(fast=_fast()), np.array(blend or [1.0] * len(styles), np.float32)
+    shares /= shares.sum()
+
+    @jax.jit
+    def stylize(params: Any, variables: Any, targets: Any, images: Images) -> Images:
+        regions = [jnp.full(images.shape[1:3], share) for share in shares]
+        one = partial(wct.stylize, params, decoder, variables, styles=targets, regions=regions, strength=strength)
+        return jax.lax.map(one, images)
+
+    return partial(stylize, params, variables, targets)
 
 
 def _by_texture_net(

@@ -94,8 +94,10 @@ def start(flags: Flags, *, inputs: Sequence[str | PathLike[str]] = (), **more: A
     if flags.steps >= 2**31:
         raise InputError(f"{flags.steps}: give a number below 2147483648", argument="steps")
     terminal.check_seed(flags.seed)
-    if more.get("content_weight", 0) == more.get("style_weight", 0) == 0:
-        raise InputError("--content-weight and --style-weight are both 0: there is nothing to learn")
+    weights = {name: value for name, value in more.items() if name.endswith("_weight") and name != "tv_weight"}
+    if weights and all(value == 0 for value in weights.values()):
+        named = " and ".join(f"--{name.replace('_', '-')}" for name in weights)
+        raise InputError(f"{named} are all 0: there is nothing to learn")
     if flags.crop < 16:
         raise InputError(f"{flags.crop}: at least 16 pixels are needed", argument="crop")
     if flags.init:
@@ -226,6 +228,7 @@ def run(
     sample: Callable[[dict[str, Any]], np.ndarray],
     configuration: dict[str, str],
     skipped: Callable[[], int] = lambda: 0,
+    start: Callable[[], Any] | None = None,
 ) -> None:
     """Train a net of `nets.NETS` on all devices with checkpoints and curves, and write it; by Ctrl-C as far as it got.
 
@@ -237,10 +240,13 @@ def run(
         sample: variables -> an image of what the net does.
         configuration: what a checkpoint must agree with, from `start`.
         skipped: returns how many images could not be read.
+        start: returns parameters to start from; by default random ones. --init and checkpoints come before it.
     """
     state = train.init(nets.NETS[net], transformation, jax.random.key(flags.seed), *inputs)
     if flags.init:
         state = _started_from(flags.init, state, net)
+    elif start and not checkpoint.latest(flags.checkpoint_dir):
+        state = state._replace(params=start())
     if jax.device_count() > 1:
         step = parallel.data_parallel(train.make_step(loss, transformation, axis=AXIS), axis=AXIS)
         state, targets = parallel.replicate((state, targets), axis=AXIS)

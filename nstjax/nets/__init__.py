@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from nstjax.nets import layers
-from nstjax.nets.adain import Decoder
+from nstjax.nets.decoder import Decoder
 from nstjax.nets.texture import TextureNet
 from nstjax.nets.transform import TransformNet, clip, wide_squash
 
@@ -32,6 +32,8 @@ NETS: dict[str, nn.Module] = {
     "ulyanov": TextureNet(),
     "texture": TextureNet(pad=layers.circular, norm=layers.BatchNorm),
     "adain": Decoder(),
+    "wct": Decoder(transform="wct"),
+    "photo-wct": Decoder(transform="wct", unpool=True),
 }
 
 

@@ -7,7 +7,6 @@ and decodes them to an image.
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from nstjax import losses
 from nstjax.features import vgg
 from nstjax.nets import layers
 from nstjax.nets.convolutions import Features
+from nstjax.nets.decoder import Decoder
 from nstjax.typing import Array, Images
 
 Activations = Mapping[str, Float[Array, "_ _ _"]]  # {layer: [h, w, c]} of one image
@@ -66,36 +66,6 @@ def adain(
     target_mean, target_std = jnp.moveaxis(jnp.asarray(target)[..., None, None, :, :], -2, 0)
     alpha = jnp.reshape(alpha, (-1, 1, 1, 1))
     return (1 - alpha) * x + alpha * ((x - mean) / std * target_std + target_mean)
-
-
-class Decoder(nn.Module):
-    """relu4_1 [N, h, w, C] -> images [N, 8h, 8w, 3]: VGG-19 mirrored, with reflection padding, `nearest`, and no norm.
-
-    Nothing keeps the result in [0, 1]: `images.save` clips it.
-
-    Args:
-        channels: of VGG's blocks 3, 2 and 1.
-        level: root mean square of relu4_1 with the bundled weights. The input is divided by it, so that the decoder
-            trains at the usual learning rates.
-        fast: take the fast forms for CPU.
-    """
-
-    channels: tuple[int, int, int] = (256, 128, 64)
-    level: float = 1600.0
-    fast: bool = False
-
-    @nn.compact
-    def __call__(self, x: Features) -> Float[Array, "n 8*h 8*w 3"]:
-        third, second, first = self.channels
-        x = nn.relu(layers.Conv(third, bias=True, fast=self.fast, name="conv4_1")(x / self.level))
-        for block, count, inside, after in ((3, 4, third, second), (2, 2, second, first), (1, 2, first, 3)):
-            for i in range(count, 0, -1):
-                features, gain = (after if i == 1 else inside), (1.0 if (block, i) == (1, 1) else 2.0)
-                upsample = layers.nearest if i == count else None
-                name = f"conv{block}_{i}"
-                x = layers.Conv(features, upsample=upsample, bias=True, gain=gain, fast=self.fast, name=name)(x)
-                x = x if (block, i) == (1, 1) else nn.relu(x)
-        return x
 
 
 def stylize(
