@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
+METHODS = ("deep-photo", "wct")
 HEADINGS = {
     "name": "image",
     "edges": "edge SSIM",
@@ -74,19 +75,17 @@ def main():
         files_of = {
             kind: args.cases / f"{kind}_{n}.png" for kind in ("content", "style", "mask_content", "mask_style", "dpst")
         }
-        output = args.results / f"{n}.png"
-        if not output.exists():
-            masks = [f"--content-mask={files_of['mask_content']}", f"--style-mask={files_of['mask_style']}"]
-            flags = [
-                f"--content={files_of['content']}",
-                f"--style={files_of['style']}",
-                "--size=700",
-                f"--output={output}",
-            ]
-            subprocess.run([sys.executable, str(ROOT / "experiments" / "photo.py"), *flags, *masks], check=True)
+        ours = {method: args.results / f"{n}-{method}.png" for method in METHODS}
+        for method, output in ours.items():
+            if not output.exists():
+                inputs = [f"--content={files_of['content']}", f"--style={files_of['style']}"]
+                masks = [f"--content-mask={files_of['mask_content']}", f"--style-mask={files_of['mask_style']}"]
+                flags = ["--size=700", f"--method={method}", f"--output={output}"]
+                script = ROOT / "experiments" / "photo.py"
+                subprocess.run([sys.executable, str(script), *inputs, *masks, *flags], check=True)
         content = images.load(files_of["content"], size=args.size)
         style = images.load(files_of["style"], size=args.size)
-        shown = {"Deep Photo": files_of["dpst"], "ours": output}
+        shown = {"Deep Photo": files_of["dpst"]} | {f"photo.py, {method}": path for method, path in ours.items()}
         results = {name: images.load(path, size=content.shape[:2]) for name, path in shown.items()}
         found = regions.paired(*(images.load(files_of[f"mask_{kind}"]) for kind in ("content", "style")))
         pairs = [
@@ -99,7 +98,7 @@ def main():
         gallery.append((str(n), [cards.Thumbnail(image, name) for name, image in every.items()]))
         for name in ("content", *results):
             rows.append(measured(f"{n}, {name}", every[name], content, style, pairs, params))
-        print(*rows[-2:], sep="\n", flush=True)
+        print(*rows[-len(results) :], sep="\n", flush=True)
     means = [
         {"name": name}
         | {
@@ -112,7 +111,10 @@ def main():
     page = cards.page(
         "Photo-realistic transfer",
         cards.section("Means", cards.table(means, caption="Means over the cases.", columns=HEADINGS)),
-        cards.section("Images", cards.gallery(gallery, caption="Content, reference, Deep Photo's result and ours.")),
+        cards.section(
+            "Images",
+            cards.gallery(gallery, caption="Content, reference, Deep Photo's result, and photo.py's by each method."),
+        ),
         cards.section("Cases", cards.table(rows, caption="Metrics of each image.", columns=HEADINGS)),
         lead=f"{len(names)} cases; colors and Gram matrices region by region.",
     )

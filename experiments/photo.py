@@ -76,7 +76,7 @@ def main() -> None:
         if flags.method == "color":
             painted = photorealism.recolored(content, style, pairs)
         elif flags.method == "wct":
-            decoder, variables, _ = io.load("photo-wct")
+            decoder, variables, _ = io.load("wct")
             by = {"params": features.load("vgg19", layers=tuple(LEVELS)), "decoder": decoder, "variables": variables}
             painted = photorealism.decoded(content, style, pairs, **by)
         else:

@@ -1,10 +1,9 @@
 """Train a decoder that gives back images from VGG-19's features, for WCT: any style in one pass, in closed form.
 
     python experiments/train_decoder.py --data coco --output wct.safetensors
-    python experiments/train_decoder.py --data coco --net photo-wct --output photo-wct.safetensors
 
-It sees photos alone, no paintings, and starts from a decoder in closed form. Use wct with experiments/stylize.py
---style-image, and photo-wct, which puts every edge back where it was, with experiments/photo.py --method wct.
+It sees photos alone, no paintings, and starts from a decoder in closed form. Use the result with
+experiments/stylize.py and any --style-image.
 """
 
 from nstjax import interrupts
@@ -13,7 +12,6 @@ if __name__ == "__main__":
     interrupts.end_quietly()  # before the imports that take seconds
 
 from functools import partial
-from typing import Literal
 
 import jax
 import optax
@@ -31,7 +29,6 @@ FITTED = 96  # photos from which the start is computed
 def main(
     *,
     data: str,
-    net: Literal["wct", "photo-wct"] = "wct",
     pixel_weight: float = 1.0,
     feature_weight: float = 1.0,
     level_weight: float = 1.0,
@@ -42,7 +39,6 @@ def main(
 
     Args:
         data: coco (COCO 2017 by TFDS), or a folder of photos.
-        net: wct, or photo-wct, which undoes VGG's pools by the places of the maxima.
         pixel_weight: of the difference of pixels.
         feature_weight: of the difference of the images' features.
         level_weight: of the difference between the decoder's features and VGG's.
@@ -52,13 +48,13 @@ def main(
     if flags.crop % 8:
         raise InputError(f"{flags.crop}: give a multiple of 8 pixels", argument="crop")
     weights = {"pixel_weight": pixel_weight, "feature_weight": feature_weight, "level_weight": level_weight}
-    about = training.start(flags, inputs=(data,), data=data, net=net, final_rate=final_rate, **weights)
+    about = training.start(flags, inputs=(data,), data=data, net="wct", final_rate=final_rate, **weights)
     photos = training.source(data, flags)
     shown = training.examples(photos, flags.crop)
     params = features.load(flags.network, layers=tuple(LEVELS))
-    decoder = training.for_training(nets.NETS[net])
+    decoder = training.for_training(nets.NETS["wct"])
     acts = jax.jit(wct.encode)(params, shown)
-    inputs = (acts["relu4_1"], places(acts) if decoder.unpool else None)
+    inputs = (acts["relu4_1"], places(acts))
     decode = jax.jit(decoder.apply)
     decay = optax.cosine_decay_schedule(flags.learning_rate, flags.steps, final_rate)
 
@@ -69,7 +65,7 @@ def main(
 
     training.run(
         flags,
-        net=net,
+        net="wct",
         inputs=inputs,
         loss=wct.reconstruction(decoder),
         transformation=optax.adam(decay, flags.beta1, flags.beta2),

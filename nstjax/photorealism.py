@@ -84,7 +84,7 @@ def decoded(
     Args:
         pairs: of the images' sizes.
         params: of VGG-19, up to relu4_1 (`features.load`).
-        decoder, variables: that unpool, such as the bundled "photo-wct" (`nstjax.nets.io.load`).
+        decoder, variables: such as the bundled "wct" (`nstjax.nets.io.load`).
     """
     targets = [_of_style(params, style, mask=learned) for _, learned in pairs]
     out = _decoded(params, decoder, variables, content, targets, regions=[region for region, _ in pairs])

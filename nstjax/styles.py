@@ -83,7 +83,7 @@ class Trained(NamedTuple):
         if isinstance(self.net, nets.TransformNet):
             stylize = _by_transform_net(self.net, self.variables, limit=limit)
         elif decoder:
-            by = {"adain": _by_adain, "wct": _by_wct}[self.net.transform]
+            by = _by_wct if self.net.unpool else _by_adain
             stylize = by(self.net, self.variables, styles, blend, strength=strength)
         else:
             stylize = _by_texture_net(self.net, self.variables, seed=seed, sees_content=self.sees_content)

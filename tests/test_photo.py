@@ -1,11 +1,17 @@
 """experiments/photo.py end to end at tiny size with a narrow network, and what it is made of."""
 
+import os
+import signal
+
+import jax
 import numpy as np
 import pytest
 from commands import smooth
 from PIL import Image
 
-from nstjax import images, matting, photorealism
+from nstjax import features, images, matting, metrics, nets, photorealism, weights
+from nstjax.nets import io
+from nstjax.nets.decoder import LEVELS
 
 
 def write(path, image):
@@ -168,3 +174,53 @@ def test_flags_that_are_wrong_are_refused_and_inputs_stay(photo, photos, capsys)
     before = (photos / "a.png").read_bytes()
     assert "is an input" in refused(photo, capsys, f"--output={photos / 'a.png'}")
     assert (photos / "a.png").read_bytes() == before
+
+
+def test_ctrl_c_saves_the_image_so_far(photo, photos, monkeypatch, capsys):
+    """A signal after the first of two steps: what that step painted is rendered and saved."""
+    whole, steps = photorealism.paint, []
+
+    def interrupted(*args, **options):
+        for progress in whole(*args, **options):
+            yield progress
+            steps.append(progress.step)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(photorealism, "paint", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        photo("--size=64", "--steps=5")
+    assert stop.value.code == 130 and "stopped by" in capsys.readouterr().out
+    content, result = images.load(photos / "a.png"), images.load(photos / "out.png")
+    assert steps == [1] and result.shape == content.shape and np.abs(result - content).mean() > 0.05
+
+
+def test_method_wct_decodes_features_region_by_region(photo, photos, monkeypatch, narrow_vgg):
+    """With a narrow network and a random decoder: each region follows its own part of the reference."""
+    channels = tuple(narrow_vgg[f"conv{block}_1"]["bias"].shape[0] for block in (3, 2, 1))
+    net = nets.Decoder(channels=channels, level=1.0, unpool=True)
+    relu4_1 = np.zeros((1, 2, 2, narrow_vgg["conv4_1"]["bias"].shape[0]), np.float32)
+    monkeypatch.setattr(io, "load", lambda name: (net, net.init(jax.random.key(0), relu4_1), {}))
+    seen = []
+    whole = photorealism.decoded
+    monkeypatch.setattr(photorealism, "decoded", lambda *args, **by: seen.append(args) or whole(*args, **by))
+    result = photo("--size=64", "--method=wct", *masks(photos, "mask_a.png", "mask_b.png"))
+    assert result.shape == (48, 64, 3) and np.isfinite(result).all()
+    ((_, _, pairs),) = seen
+    lefts = sorted((region[:, :28].mean() > 0.5, learned[:, 32:].mean() > 0.5) for region, learned in pairs)
+    assert lefts == [(False, False), (True, True)]
+
+
+def test_the_bundled_decoder_gives_photos_the_light_of_others():
+    """With the bundled VGG-19 and decoder: the reference's colors, and the photo's edges."""
+    net, variables, _ = io.load("wct")
+    params = features.load("vgg19", layers=tuple(LEVELS))
+    content = images.load(weights.PICTURES / "astronaut.jpg", size=(64, 96))
+    style = np.clip(smooth(2, (64, 80)) * [1, 0.6, 0.2], 0, 1).astype(np.float32)
+    pairs = [(np.ones(content.shape[:2], np.float32), np.ones(style.shape[:2], np.float32))]
+    painted = photorealism.decoded(content, style, pairs, params=params, decoder=net, variables=variables)
+    result = photorealism.rendered(content, content, painted, pairs)
+    before, after = (np.abs(x.mean((0, 1)) - style.mean((0, 1))).max() for x in (content, result))
+    assert after < 0.3 * before
+    assert metrics.edge_ssim(result, content) > 0.7
+    same = photorealism.decoded(content, content, [pairs[0][:1] * 2], params=params, decoder=net, variables=variables)
+    assert np.square(same - content).mean() < 0.1 * content.var()

@@ -29,7 +29,7 @@ TINY = {
     "ulyanov": nets.TextureNet(width=2),
     "texture": nets.TextureNet(width=2, pad=layers.circular, norm=layers.BatchNorm),
     "adain": nets.Decoder(channels=(6, 5, 4), level=1.0),
-    "photo-wct": nets.Decoder(channels=(6, 5, 4), level=1.0, transform="wct", unpool=True),
+    "wct": nets.Decoder(channels=(6, 5, 4), level=1.0, unpool=True),
 }
 # command, the net it trains, its own flags
 COMMANDS = {
@@ -45,7 +45,7 @@ COMMANDS = {
         ["--style", "painting.png", "--style-size", "40", "--data", "photos", "--scales", "3"],
     ),
     "adain": ("train_adain", "adain", ["--styles", "paintings", "--data", "photos"]),
-    "decoder": ("train_decoder", "photo-wct", ["--net", "photo-wct", "--data", "photos"]),
+    "decoder": ("train_decoder", "wct", ["--data", "photos"]),
 }
 
 

@@ -36,13 +36,11 @@ def photos(n, h=32, w=32):
     return np.stack([smooth(i, (h, w)) for i in range(n)]).astype(np.float32)
 
 
-def made(params, *, unpool=False):
-    """A decoder of the narrow network's channels, random, with its inputs for two photos."""
+def made(params):
+    """A decoder of the narrow network's channels, random."""
     channels = tuple(params[f"conv{block}_1"]["bias"].shape[0] for block in (3, 2, 1))
-    decoder = nets.Decoder(channels=channels, level=1.0, transform="wct", unpool=unpool)
-    acts = wct.encode(params, photos(2))
-    where = decoders.places(acts) if unpool else None
-    return decoder, acts, where, decoder.init(jax.random.key(0), acts["relu4_1"], where)
+    decoder, acts = nets.Decoder(channels=channels, level=1.0, unpool=True), wct.encode(params, photos(1))
+    return decoder, decoder.init(jax.random.key(0), acts["relu4_1"])
 
 
 def test_unpooling_puts_each_maximum_back_where_it_was():
@@ -70,7 +68,7 @@ def test_the_decoder_in_closed_form_gives_photos_back():
     photo = images.load(PICTURES / "astronaut.jpg", size=(192, 192))
     crops = [photo[i : i + 64, j : j + 64] for i in range(0, 129, 32) for j in range(0, 129, 32)]
     unseen = crops.pop(7)
-    decoder = nets.Decoder(transform="wct")
+    decoder = nets.Decoder()  # by `nearest`, which needs no training to look right
     x = wct.encode(params, unseen[None])["relu4_1"]
     random = decoder.init(jax.random.key(0), x)
     fitted = inversion.fitted(decoder, params, np.stack(crops))
@@ -82,7 +80,7 @@ def test_the_decoder_in_closed_form_gives_photos_back():
 
 def test_a_convolution_in_closed_form_is_the_ridge_regression(params, monkeypatch):
     """The first one, from every position, against normal equations of patches that SciPy's filter cuts out."""
-    decoder, *_ = made(params)
+    decoder, _ = made(params)
     three = photos(3, 16, 16)
     monkeypatch.setattr(inversion, "SAMPLES", 4000)
     found = inversion.fitted(decoder, params, three)["conv4_1"]
@@ -104,9 +102,8 @@ def test_a_convolution_in_closed_form_is_the_ridge_regression(params, monkeypatc
     assert np.square(predicted - a @ expected).mean() < 0.01 * np.square(b - b.mean(0)).mean()
 
 
-@pytest.mark.parametrize("unpool", [False, True])
-def test_features_get_the_styles_mean_and_covariance(params, unpool, monkeypatch):
-    decoder, _, _, variables = made(params, unpool=unpool)
+def test_features_get_the_styles_mean_and_covariance(params, monkeypatch):
+    decoder, variables = made(params)
     monkeypatch.setattr(wct, "RIDGE", 0.0)
     image, painting = smooth(1, (32, 40)), smooth(2, (24, 48)) ** 2
     target = wct.style(params, painting)
@@ -130,14 +127,15 @@ def test_features_get_the_styles_mean_and_covariance(params, unpool, monkeypatch
 
 
 def test_regions_and_strength_limit_what_is_transformed(params):
-    decoder, acts, _, variables = made(params)
+    decoder, variables = made(params)
     image = photos(1)[0]
     targets = [wct.style(params, smooth(i, (24, 24)) ** i) for i in (2, 3)]
     left = (np.arange(32) < 16)[None] * np.ones((32, 1), np.float32)
     stylize = lambda styles, **more: np.asarray(  # noqa: E731
         wct.stylize(params, decoder, variables, image, styles, **more)
     )
-    plain = decoder.apply(variables, wct.encode(params, image[None])["relu4_1"])[0]
+    acts = wct.encode(params, image[None])
+    plain = decoder.apply(variables, acts["relu4_1"], decoders.places(acts))[0]
     np.testing.assert_allclose(stylize(targets[:1], strength=0.0), plain, atol=1e-4)
     np.testing.assert_allclose(stylize(targets[:1], regions=[0 * left]), plain, atol=1e-4)
     assert np.abs(stylize(targets[:1]) - plain).mean() > 0.01
@@ -164,14 +162,15 @@ def test_statistics_by_a_mask_are_those_of_its_part(params):
 
 def test_the_loss_compares_what_some_choice_of_true_features_decodes(params):
     """For each image, one of the 8 choices of layers at which it goes on with VGG's own features."""
-    decoder, acts, _, variables = made(params)
+    decoder, variables = made(params)
     data = {"network": params, "weights": {"pixels": 1.0, "features": 0.0, "levels": 0.0}}
     batch, loss = photos(1), jax.jit(wct.reconstruction(decoder))
     acts = wct.encode(params, batch)
 
     def pixels(choice):
         change = lambda name, x: acts[name] if name in choice else x  # noqa: E731
-        image = decoder.apply(variables, acts["relu4_1"], change=change, method=nets.Decoder.levels)["image"]
+        given = acts["relu4_1"], decoders.places(acts)
+        image = decoder.apply(variables, *given, change=change, method=nets.Decoder.levels)["image"]
         return float(jnp.square(image - batch).mean() / wct.PIXELS)
 
     names = ("relu3_1", "relu2_1", "relu1_1")
@@ -187,7 +186,7 @@ def test_the_loss_compares_what_some_choice_of_true_features_decodes(params):
 
 
 def test_a_decoder_learns_from_its_loss(params):
-    decoder, *_, variables = made(params, unpool=True)
+    decoder, variables = made(params)
     data = {"network": params, "weights": {"pixels": 1.0, "features": 1.0, "levels": 1.0}}
     value = jax.jit(jax.value_and_grad(wct.reconstruction(decoder), has_aux=True))
     keys = jax.random.split(jax.random.key(0), 2)
@@ -201,7 +200,7 @@ def test_a_decoder_learns_from_its_loss(params):
 
 
 def test_a_trained_net_of_this_kind_blends_paintings(params, monkeypatch):
-    decoder, *_, variables = made(params)
+    decoder, variables = made(params)
     monkeypatch.setattr(features, "load", lambda *args, **more: params)
     trained = styles.Trained(decoder, variables, {})
     image, (a, b) = photos(1)[0], (smooth(i, (24, 24)) ** i for i in (2, 3))

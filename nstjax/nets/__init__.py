@@ -32,8 +32,7 @@ NETS: dict[str, nn.Module] = {
     "ulyanov": TextureNet(),
     "texture": TextureNet(pad=layers.circular, norm=layers.BatchNorm),
     "adain": Decoder(),
-    "wct": Decoder(transform="wct"),
-    "photo-wct": Decoder(transform="wct", unpool=True),
+    "wct": Decoder(unpool=True),
 }
 
 

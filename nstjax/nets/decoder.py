@@ -1,7 +1,6 @@
 """The decoder of AdaIN and WCT: VGG-19 up to relu4_1, mirrored, which makes images of its features."""
 
 from collections.abc import Callable, Mapping
-from typing import Literal
 
 import flax.linen as nn
 import jax
@@ -29,16 +28,13 @@ class Decoder(nn.Module):
         channels: of VGG's blocks 3, 2 and 1.
         level: number by which the input is divided, so that the decoder trains at the usual learning rates: about the
             root mean square of relu4_1 with the bundled weights.
-        transform: which transform the decoder is for: "adain", of relu4_1 alone, or "wct", of every layer in LEVELS,
-            which this decoder's features then resemble.
         unpool: undo the pools by the places of the content's maxima instead of by `nearest`, which keeps edges where
-            they were (PhotoWCT: Li 2018, arXiv 1802.06474).
+            they were (PhotoWCT: Li 2018, arXiv 1802.06474). Such a decoder is WCT's, the other one AdaIN's.
         fast: take the fast forms for CPU.
     """
 
     channels: tuple[int, int, int] = (256, 128, 64)
     level: float = 1600.0
-    transform: Literal["adain", "wct"] = "adain"
     unpool: bool = False
     fast: bool = False
 

@@ -78,9 +78,8 @@ def stylize(
             after = after + mask[..., None] * (new - before)
         return LEVELS[name] * after[None]
 
-    where = places(acts) if decoder.unpool else None
     first = change("relu4_1", acts["relu4_1"])
-    decoded: Any = decoder.apply(variables, first, where, change=change, method=Decoder.levels)
+    decoded: Any = decoder.apply(variables, first, places(acts), change=change, method=Decoder.levels)
     return decoded["image"][0, : image.shape[0], : image.shape[1]]
 
 
@@ -111,8 +110,7 @@ def reconstruction(decoder: Decoder) -> Callable[..., tuple[Any, tuple[dict[str,
             true = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, len(found)), TRUE))(keys)
             return jnp.where(true[:, None, None, None], acts[name], x)
 
-        where = places(acts) if decoder.unpool else None
-        given = {"params": params}, acts["relu4_1"], where
+        given = {"params": params}, acts["relu4_1"], places(acts)
         image = decoder.apply(*given, change=change, method=Decoder.levels)["image"]  # type: ignore[index, call-overload]
         again = jax.vmap(lambda x: vgg.features(vgg.until(data["network"], COMPARED), x))(image)
         terms = {
