@@ -3,7 +3,7 @@
 python experiments/stylize.py --content photo.jpg --style starry_night --output stylized.png
 python experiments/stylize.py --content photos/ 'more/*.jpg' --style starry.safetensors --output stylized/
 python experiments/stylize.py --content clip.mp4 --style starry.safetensors --output painted.mp4 --smooth 0.8
-python experiments/stylize.py --content photo.jpg --style-image painting.jpg
+python experiments/stylize.py --content photo.jpg --style painting.jpg
 """
 
 from nstjax import interrupts
@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from nstjax import color, contents, images, memory, nets, styles, terminal
+from nstjax import color, contents, data, images, memory, nets, styles, terminal
 from nstjax.errors import InputError, printable
 from nstjax.nets import export
 from nstjax.weights import bundled_files
@@ -36,7 +36,7 @@ class Flags(NamedTuple):
     """
 
     style: str = "wct"
-    """a bundled style's name, or a file that training wrote; by default wct, which takes any --style-image."""
+    """a bundled style's name, a file that training wrote, or any painting, which wct then paints like."""
     content: tuple[str, ...] = ()
     """photos, folders, patterns such as 'photos/*.jpg', or one video or animated image; none for a texture."""
     output: Path | None = None
@@ -70,6 +70,8 @@ class Flags(NamedTuple):
 def main() -> None:
     flags = tyro.cli(Flags, description=Flags.__doc__)
     given = terminal.named()
+    if Path(flags.style).suffix.lower() in data.SUFFIXES:
+        flags = flags._replace(style="wct", style_image=(Path(flags.style), *flags.style_image))
     if flags.export:
         others = sorted(given - {"style", "output", "export", "export_precision"})
         terminal.check_effect(given, *((name, True, "--export writes the net and paints nothing") for name in others))

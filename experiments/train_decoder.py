@@ -3,7 +3,7 @@
     python experiments/train_decoder.py --data coco --output wct.safetensors
 
 It sees photos alone, no paintings, and starts from a decoder in closed form. Use the result with
-experiments/stylize.py and any --style-image.
+experiments/stylize.py --style-image painting.jpg.
 """
 
 from nstjax import interrupts

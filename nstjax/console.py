@@ -34,6 +34,7 @@ HELP = """usage: nstjax COMMAND [names] [-o OUTPUT] [flags]
 Neural style transfer: a photo in the style of a painting.
 
   nstjax paint photo.jpg painting.jpg -o out.png        optimize the image
+  nstjax stylize photo.jpg painting.jpg -o out.png      in one pass, less fine
   nstjax stylize photo.jpg starry_night -o out.png      run a trained net
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones
@@ -68,8 +69,8 @@ COMMANDS = {
     "stylize": Command(
         "stylize",
         ("content*", "style"),
-        "PHOTO [PHOTO ...] STYLE [-o OUTPUT] [flags]",
-        "name photos and then a style; `nstjax styles` lists the bundled ones",
+        "PHOTO [PHOTO ...] STYLE|PAINTING [-o OUTPUT] [flags]",
+        "name photos and then a painting or a style; `nstjax styles` lists the bundled ones",
         ("output", "size", "strength", "preserve-color", "smooth", "export"),
         ("style",),
     ),

@@ -9,6 +9,7 @@ import numpy as np
 from nstjax import nets
 from nstjax.features import vgg
 from nstjax.nets import transform
+from nstjax.nets.decoder import LEVELS
 from nstjax.nets.transform import TransformNet
 
 # What takes time here is compiling.
@@ -27,6 +28,12 @@ def narrow_vgg(network="vgg19", seed=0, width=1):
         tree[name] = {"kernel": kernel, "bias": rng.normal(0, 0.1, channels).astype(np.float32)}
         before = channels
     return tree
+
+
+def levels(params):
+    """What `nets.decoder.LEVELS` has for a narrow network: the root mean square of each layer."""
+    acts = vgg.features(vgg.until(params, LEVELS), pictures(32, 32))
+    return {name: float(np.sqrt(np.square(acts[name]).mean())) for name in LEVELS}
 
 
 def pictures(*shape, seed=0):

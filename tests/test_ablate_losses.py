@@ -177,7 +177,7 @@ def test_losses_are_ranked_by_style_at_equal_content():
     [
         (["--adain", "{here}/adain.safetensors", "--reference", "{here}/adain.png"], "--adain, --reference: both"),
         (["--adain", "{here}/none.safetensors"], "none.safetensors: no such file"),
-        (["--adain", "{here}/fast.safetensors"], "fast.safetensors: is a net of one style, not AdaIN's decoder"),
+        (["--adain", "{here}/fast.safetensors"], "fast.safetensors: is another net than AdaIN's decoder"),
         (["--adain", "{here}/photo.png"], "photo.png: is no trained style"),
         (["--reference", "{here}/none.png"], "none.png: no such file"),
         (["--content", "{here}/none.png"], "none.png: no such file"),

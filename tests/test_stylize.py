@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from commands import ROOT
 from commands import run as command
-from networks import TINY, trained
+from networks import TINY, levels, trained
 from networks import narrow_vgg as narrow
 from PIL import Image
 from samples import photo as photograph
@@ -20,6 +20,7 @@ from samples import png
 
 from nstjax import features, images, memory, nets, video
 from nstjax.nets import Decoder, TextureNet, adain, io, texture, tiled
+from nstjax.nets.decoder import LEVELS
 
 EXAMPLE = np.zeros((1, 16, 16, 3), np.float32)
 
@@ -235,6 +236,27 @@ def test_adain_paints_like_its_paintings(run, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as stop:
             run(*flags, style=tmp_path / "d.safetensors")
         assert stop.value.code == 2
+
+
+def test_a_painting_as_style_is_painted_like_by_wct(run, tmp_path, monkeypatch):
+    params = features.prepare(narrow("vgg19"), winograd=False)
+    monkeypatch.setattr(features, "load", lambda *args, **kwargs: params)
+    channels = tuple(params[f"conv{block}_1"]["bias"].shape[0] for block in (3, 2, 1))
+    net = Decoder(channels=channels, level=1.0, unpool=True)
+    relu4_1 = np.zeros((1, 4, 4, params["conv4_1"]["bias"].shape[0]), np.float32)
+    loaded = (net, net.init(jax.random.key(0), relu4_1), {})
+    monkeypatch.setattr(io, "load", lambda style: {"wct": loaded}[style])
+    for name, level in levels(params).items():
+        monkeypatch.setitem(LEVELS, name, level)
+    a, b = (photograph(tmp_path / f"{i}.png", 10 + i, size=(64 + 9 * i, 64)) for i in range(2))
+    first, second = (images.load(run(style=painting)) for painting in (a, b))
+    assert first.shape == (36, 40, 3) and np.abs(first - second).mean() > 1 / 255
+    np.testing.assert_array_equal(images.load(run("--style-image", a, style="wct")), first)
+    blended = images.load(run("--style-image", b, "--style-blend", 1, 3, style=a))
+    assert np.abs(blended - first).mean() > 1 / 255 and np.abs(blended - second).mean() > 1 / 255
+    with pytest.raises(SystemExit) as stop:
+        run(style="wct")
+    assert stop.value.code == 2
 
 
 # --- refusals

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from commands import smooth
-from networks import narrow_vgg
+from networks import levels, narrow_vgg
 from scipy import ndimage
 
 from nstjax import features, images, losses, nets, styles
@@ -26,9 +26,8 @@ def network():
 @pytest.fixture
 def params(network, monkeypatch):
     """Of a narrow network, to whose features the layers' scales are set."""
-    acts = vgg.features(vgg.until(network, LEVELS), smooth(0, (32, 32)))
-    for name in LEVELS:
-        monkeypatch.setitem(LEVELS, name, float(jnp.sqrt(jnp.square(acts[name]).mean())))
+    for name, level in levels(network).items():
+        monkeypatch.setitem(LEVELS, name, level)
     return network
 
 

@@ -54,10 +54,8 @@ def read(truth: Truth, pairs: Pairs) -> Source:
     }
 
     def check(net: nn.Module) -> None:
-        if not isinstance(net, nets.Decoder):
-            raise InputError(
-                f"--adain {truth.adain}: is a net of one style, not AdaIN's decoder; train_adain.py trains one"
-            )
+        if not isinstance(net, nets.Decoder) or net.unpool:
+            raise InputError(f"--adain {truth.adain}: is another net than AdaIN's decoder; train_adain.py trains one")
 
     net, variables, _ = io.load(truth.adain, check=check) if truth.adain else (None, None, None)
     return Source(truth, pairs, given, (net, variables) if isinstance(net, nets.Decoder) else None)
