@@ -19,7 +19,7 @@ from nstjax.typing import Image, Images
 
 # Numbers held at a time for a pixel of an image: by the nets that cannot compute in strips (measured on CPU), and by
 # what comes before and after any net.
-WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 400}
+WORKSPACE = {nets.TextureNet: 330, nets.Decoder: 560}
 AROUND = 24
 
 
