@@ -24,6 +24,7 @@ from nstjax.recipes import Recipe
 from nstjax.typing import Image, Mask
 
 SHORT_TERM, LONG_TERM = (1,), (1, 2, 4)  # frames back that a frame is held to
+CUT = 0.3  # a frame of which less was seen before begins another scene
 SHARE = 0.5  # of the first frame's work that each of the others takes
 # In units of the first frame's loss: a root mean square difference of 0.1 costs as much as all else.
 UNIT = 100.0
@@ -138,25 +139,30 @@ def _budget(recipe: Recipe, frame: Image, styles: Sequence[Image | Style], optio
 def onto(frame: Image, earlier: Sequence[Image], painted: Sequence[Image]) -> tuple[Image, Image, Mask]:
     """Move painted frames onto a frame: returns (the image to start from, what to hold it to, where and how much).
 
-    Where an earlier frame saw the scene, it is what was painted there, of the nearest such frame; c_long of Ruder 2016
-    (eq. 10) makes the same choice, as its weights exclude each other. Elsewhere the start is the frame itself.
+    Where an earlier frame saw the scene, both are what was painted there, of the nearest such frame; c_long of Ruder
+    2016 (eq. 10) makes the same choice, as its weights exclude each other. Elsewhere the start is the nearest frame's
+    painting, moved, with whatever hid the scene: that is repainted in fewer steps than the bare frame. After a cut,
+    where less than the share `CUT` of the frame was seen, it is the frame.
 
     Args:
         earlier, painted: frames and painted frames, from the nearest to the farthest.
     """
-    held, seen = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32)
+    held, seen, start = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32), None
     for each, image in zip(earlier, painted, strict=True):
-        held, seen = _added(held, seen, frame, each, image)
-    start = seen[..., None] * held + (1 - seen[..., None]) * frame
+        held, seen, moved = _added(held, seen, frame, each, image)
+        start = moved if start is None else start
+    start = frame if start is None or seen.mean() < CUT else start
+    start = seen[..., None] * held + (1 - seen[..., None]) * start
     return tuple(np.asarray(x) for x in (np.clip(start, 0, 1), np.clip(held, 0, 1), seen))  # type: ignore[return-value]
 
 
 @jax.jit
-def _added(held: Image, seen: Mask, frame: Image, earlier: Image, painted: Image) -> tuple[Image, Mask]:
-    """`held` and `seen` with what an earlier frame shows where the nearer ones do not."""
+def _added(held: Image, seen: Mask, frame: Image, earlier: Image, painted: Image) -> tuple[Image, Mask, Image]:
+    """`held` and `seen` with what an earlier frame shows where the nearer ones do not, and its painting, moved."""
     motion = stable.motion(frame, earlier)
     alike = stable.agreement(frame, flow.warp(earlier, motion.flow))
     more = jnp.clip(motion.seen * alike - seen, 0, 1)
     total = seen + more
     share = (more / jnp.maximum(total, 1e-6))[..., None]
-    return held + share * (flow.warp(painted, motion.flow) - held), total
+    moved = flow.warp(painted, motion.flow)
+    return held + share * (moved - held), total, moved
