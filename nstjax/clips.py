@@ -24,7 +24,7 @@ from nstjax.recipes import Recipe
 from nstjax.typing import Image, Mask
 
 SHORT_TERM, LONG_TERM = (1,), (1, 2, 4)  # frames back that a frame is held to
-CUT = 0.3  # a frame of which less was seen before begins another scene
+CUT = 0.2  # a frame of which less was seen before begins another scene
 SHARE = 0.5  # of the first frame's work that each of the others takes
 # In units of the first frame's loss: a root mean square difference of 0.1 costs as much as all else.
 UNIT = 100.0
@@ -64,7 +64,8 @@ def paint(
 ) -> Iterator[Progress]:
     """Paint the frames of a video; yields a `Progress` after each step. Memory does not grow with their number.
 
-    The first frame is painted as `neural_style.paint` does, the others at full size only, by one compiled program.
+    The first frame, and each after a cut, is painted as `neural_style.paint` does, the others at full size only, by one
+    compiled program.
 
     Args:
         frames: of one shape.
@@ -113,11 +114,12 @@ def _paint(
     for number, frame in enumerate(frames, resumed.frames):
         # One for all frames, as the compiled programs depend on it.
         options["budget"] = options["budget"] or _budget(recipe, frame, styles, options)
-        job = jobs.Job(frame, styles, seed=seed)
+        job, chosen = jobs.Job(frame, styles, seed=seed), recipe
         if before:
             start, held, seen = onto(frame, *zip(*(before[-lag] for lag in lags if lag <= len(before)), strict=True))
-            job = job._replace(init=start, held=jobs.Held(held, seen, stability * UNIT * unit))
-        chosen = following(recipe, share) if before else recipe
+            if seen.mean() >= CUT:
+                job = job._replace(init=start, held=jobs.Held(held, seen, stability * UNIT * unit))
+                chosen = following(recipe, share)
         for each in neural_style.paint_batch([job], preset=chosen, **options):
             image, loss = np.asarray(each.image[0]), float(each.terms["loss"][0])
             finished = each.step == each.total
@@ -141,18 +143,16 @@ def onto(frame: Image, earlier: Sequence[Image], painted: Sequence[Image]) -> tu
 
     Where an earlier frame saw the scene, both are what was painted there, of the nearest such frame; c_long of Ruder
     2016 (eq. 10) makes the same choice, as its weights exclude each other. Elsewhere the start is the nearest frame's
-    painting, moved, with whatever hid the scene: that is repainted in fewer steps than the bare frame. After a cut,
-    where less than the share `CUT` of the frame was seen, it is the frame.
+    painting, moved, with whatever hid the scene: that is repainted in fewer steps than the bare frame.
 
     Args:
         earlier, painted: frames and painted frames, from the nearest to the farthest.
     """
-    held, seen, start = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32), None
+    held, seen, moved = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32), []
     for each, image in zip(earlier, painted, strict=True):
-        held, seen, moved = _added(held, seen, frame, each, image)
-        start = moved if start is None else start
-    start = frame if start is None or seen.mean() < CUT else start
-    start = seen[..., None] * held + (1 - seen[..., None]) * start
+        held, seen, onto_this = _added(held, seen, frame, each, image)
+        moved.append(onto_this)
+    start = seen[..., None] * held + (1 - seen[..., None]) * moved[0]
     return tuple(np.asarray(x) for x in (np.clip(start, 0, 1), np.clip(held, 0, 1), seen))  # type: ignore[return-value]
 
 
