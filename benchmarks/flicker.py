@@ -164,6 +164,7 @@ def main():
     parser.add_argument("--size", type=int, default=192, help="long side of the frames in pixels")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--net", default="starry_night", help="a bundled style, or a trained net's file")
+    parser.add_argument("--net-style", type=Path, help="its painting, of the size it was trained with: style distances")
     parser.add_argument("--preset", default="fast")
     parser.add_argument("--only", default="", help="measure only the ways whose names contain this")
     parser.add_argument(
@@ -183,10 +184,11 @@ def main():
     if args.flow:
         compare_flows(frames)
         return
+    learned = images.load(args.net_style) if args.net_style else None
     ways = {
         "video itself": (lambda: frames, None),
-        "net": (lambda: by_net(frames, args.net, 0.0), None),
-        "net, --smooth 0.8": (lambda: by_net(frames, args.net, 0.8), None),
+        "net": (lambda: by_net(frames, args.net, 0.0), learned),
+        "net, --smooth 0.8": (lambda: by_net(frames, args.net, 0.8), learned),
         "optimized, each frame for itself": (lambda: optimized(frames, style, None, preset=args.preset), style),
         "optimized, short term": (lambda: optimized(frames, style, 1.0, preset=args.preset), style),
         "optimized, long term": (

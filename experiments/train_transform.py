@@ -21,6 +21,7 @@ import optax
 import tyro
 
 from nstjax import images, methods, nets, terminal, train, training
+from nstjax import stable as stability
 from nstjax.features import vgg
 from nstjax.weights import PICTURES
 
@@ -40,6 +41,7 @@ def main(
     content_weight: float = 1.0,
     style_weight: float = 2.5,
     tv_weight: float = 1e5,
+    stable: float = 0.0,
     content_distance: methods.DistanceName = "mse",
     style_distance: methods.DistanceName = "mse",
     final_rate: float = 1.0,
@@ -55,13 +57,15 @@ def main(
         content_weight: of the content loss.
         style_weight: of the style loss.
         tv_weight: of the total variation.
+        stable: weight of the difference between the images of a photo and of the photo moved a little, moved alike: for
+            videos that hold still. By default nothing is moved.
         content_distance: of activations; charbonnier is Pandey's.
         style_distance: of Gram matrices; squares is Johnson's paper, whose sums need a smaller --style-weight.
         final_rate: what part of the learning rate is left at the last step, by a cosine; 0 helps short trainings.
         flags: those of every training command.
     """
     weights = {"content": content_weight, "style": style_weight, "tv": tv_weight}
-    own = {f"{name}_weight": weight for name, weight in weights.items()} | {"final_rate": final_rate}
+    own = {f"{name}_weight": weight for name, weight in weights.items()} | {"final_rate": final_rate, "stable": stable}
     named = {"content_distance": content_distance, "style_distance": style_distance}
     about = training.start(flags, inputs=(style, data), style=style, net=net, style_size=style_size, **named, **own)
     painting = images.load(style, size=style_size, minimum=32)
@@ -76,10 +80,10 @@ def main(
         flags,
         net=net,
         inputs=(photos,),
-        loss=train.perceptual(forward, vgg.features, **distances),
+        loss=train.perceptual(forward, vgg.features, **distances, shake=stability.shaken if stable else None),
         transformation=optax.adam(rate, flags.beta1, flags.beta2),
         stream=partial(training.stream, source, flags=flags),
-        targets=training.targets(painting, network=flags.network, weights=weights, **layers),
+        targets=training.targets(painting, network=flags.network, weights=weights | {"stable": stable}, **layers),
         sample=lambda variables: training.sheet(photos, paint(variables, photos)),
         configuration=about,
         skipped=lambda: len(source.skipped),

@@ -24,6 +24,7 @@ from nstjax.recipes import Recipe
 from nstjax.typing import Image, Mask
 
 SHORT_TERM, LONG_TERM = (1,), (1, 2, 4)  # frames back that a frame is held to
+CUT = 0.2  # a frame of which less was seen before begins another scene
 SHARE = 0.5  # of the first frame's work that each of the others takes
 # In units of the first frame's loss: a root mean square difference of 0.1 costs as much as all else.
 UNIT = 100.0
@@ -63,7 +64,8 @@ def paint(
 ) -> Iterator[Progress]:
     """Paint the frames of a video; yields a `Progress` after each step. Memory does not grow with their number.
 
-    The first frame is painted as `neural_style.paint` does, the others at full size only, by one compiled program.
+    The first frame, and each after a cut, is painted as `neural_style.paint` does, the others at full size only, by one
+    compiled program.
 
     Args:
         frames: of one shape.
@@ -112,11 +114,12 @@ def _paint(
     for number, frame in enumerate(frames, resumed.frames):
         # One for all frames, as the compiled programs depend on it.
         options["budget"] = options["budget"] or _budget(recipe, frame, styles, options)
-        job = jobs.Job(frame, styles, seed=seed)
+        job, chosen = jobs.Job(frame, styles, seed=seed), recipe
         if before:
             start, held, seen = onto(frame, *zip(*(before[-lag] for lag in lags if lag <= len(before)), strict=True))
-            job = job._replace(init=start, held=jobs.Held(held, seen, stability * UNIT * unit))
-        chosen = following(recipe, share) if before else recipe
+            if seen.mean() >= CUT:
+                job = job._replace(init=start, held=jobs.Held(held, seen, stability * UNIT * unit))
+                chosen = following(recipe, share)
         for each in neural_style.paint_batch([job], preset=chosen, **options):
             image, loss = np.asarray(each.image[0]), float(each.terms["loss"][0])
             finished = each.step == each.total
@@ -138,25 +141,28 @@ def _budget(recipe: Recipe, frame: Image, styles: Sequence[Image | Style], optio
 def onto(frame: Image, earlier: Sequence[Image], painted: Sequence[Image]) -> tuple[Image, Image, Mask]:
     """Move painted frames onto a frame: returns (the image to start from, what to hold it to, where and how much).
 
-    Where an earlier frame saw the scene, it is what was painted there, of the nearest such frame; c_long of Ruder 2016
-    (eq. 10) makes the same choice, as its weights exclude each other. Elsewhere the start is the frame itself.
+    Where an earlier frame saw the scene, both are what was painted there, of the nearest such frame; c_long of Ruder
+    2016 (eq. 10) makes the same choice, as its weights exclude each other. Elsewhere the start is the nearest frame's
+    painting, moved, with whatever hid the scene: that is repainted in fewer steps than the bare frame.
 
     Args:
         earlier, painted: frames and painted frames, from the nearest to the farthest.
     """
-    held, seen = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32)
+    held, seen, moved = np.zeros_like(frame), np.zeros(frame.shape[:2], np.float32), []
     for each, image in zip(earlier, painted, strict=True):
-        held, seen = _added(held, seen, frame, each, image)
-    start = seen[..., None] * held + (1 - seen[..., None]) * frame
+        held, seen, onto_this = _added(held, seen, frame, each, image)
+        moved.append(onto_this)
+    start = seen[..., None] * held + (1 - seen[..., None]) * moved[0]
     return tuple(np.asarray(x) for x in (np.clip(start, 0, 1), np.clip(held, 0, 1), seen))  # type: ignore[return-value]
 
 
 @jax.jit
-def _added(held: Image, seen: Mask, frame: Image, earlier: Image, painted: Image) -> tuple[Image, Mask]:
-    """`held` and `seen` with what an earlier frame shows where the nearer ones do not."""
+def _added(held: Image, seen: Mask, frame: Image, earlier: Image, painted: Image) -> tuple[Image, Mask, Image]:
+    """`held` and `seen` with what an earlier frame shows where the nearer ones do not, and its painting, moved."""
     motion = stable.motion(frame, earlier)
     alike = stable.agreement(frame, flow.warp(earlier, motion.flow))
     more = jnp.clip(motion.seen * alike - seen, 0, 1)
     total = seen + more
     share = (more / jnp.maximum(total, 1e-6))[..., None]
-    return held + share * (flow.warp(painted, motion.flow) - held), total
+    moved = flow.warp(painted, motion.flow)
+    return held + share * (moved - held), total, moved

@@ -66,7 +66,7 @@ def _refined(a: Plane, b: Plane, flow: Flow, warps: int, iterations: int) -> Flo
         gx, gy = at[..., 0], at[..., 1]
         rest = at[..., 2] - a - gx * flow[..., 0] - gy * flow[..., 1]
         # Pixels that come from outside the image have no data term.
-        bound = DATA * TIGHTNESS * _inside(flow)
+        bound = DATA * TIGHTNESS * inside(flow)
         scale = 1 / jnp.maximum(gx**2 + gy**2, 1e-6)
 
         def iterate(_: Any, state: Any) -> Any:
@@ -111,7 +111,7 @@ def occluded(flow: Flow, back: Flow) -> Plane:
     """
     there = warp(back, flow)
     missed = _square(flow + there) > 0.01 * (_square(flow) + _square(there)) + 0.5
-    return jnp.where(missed | (_inside(flow) == 0), 1.0, 0.0)
+    return jnp.where(missed | (inside(flow) == 0), 1.0, 0.0)
 
 
 def motion_edges(flow: Flow) -> Plane:
@@ -133,7 +133,7 @@ def _square(flow: Flow) -> Plane:
     return (flow**2).sum(-1)
 
 
-def _inside(flow: Flow) -> Plane:
+def inside(flow: Flow) -> Plane:
     """1 where a flow ends inside of the image, up to half a pixel, else 0."""
     h, w = flow.shape[:2]
     x, y = jnp.arange(w) + flow[..., 0], jnp.arange(h)[:, None] + flow[..., 1]

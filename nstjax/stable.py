@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Float
+from jaxtyping import Float, Key
 
 from nstjax import flow
 from nstjax.typing import Array, Image, Mask
@@ -15,6 +15,8 @@ TOLERANCE = 0.03  # change in the video, in [0, 1], up to which it counts as noi
 MOST_GAIN = 1.5  # of detail, a frame
 STILL = 0.1  # pixels: a shorter flow is that of noise
 FLOW_SIDE = 640  # pixels of the long side: larger frames have their flow estimated at this size
+# How much a camera moves between frames, at most: pixels, logarithm of the zoom, radians.
+SHIFT, ZOOM, TURN = 8.0, 0.03, 0.03
 
 
 class Motion(NamedTuple):
@@ -49,6 +51,29 @@ def motion(frame: Image, earlier: Image, *, warps: int = 5, iterations: int = 20
         return Motion(there, seen)
     scale = jnp.array([shape[1] / small[1], shape[0] / small[0]])
     return Motion(scale * jax.image.resize(there, (*shape, 2), "linear"), jax.image.resize(seen, shape, "linear"))
+
+
+def shaken(image: Image, key: Key[Array, ""], *, noise: float = 0.02) -> tuple[Image, Motion]:
+    """Make the next frame of a photo, as if by a camera that shifts, zooms and turns a little, with its noise.
+
+    The motion is known exactly, so that nets can learn from photos alone to paint videos that hold still
+    (`train.perceptual`).
+
+    Args:
+        key: of the motion, uniform up to 8 pixels, 3 % and 0.03 radians, and of the noise.
+        noise: standard deviation, of values in [0, 1].
+
+    Returns:
+        (the next frame, its motion from the image: `seen` is 0 where it looks beyond the image's border).
+    """
+    of_motion, of_noise = jax.random.split(key)
+    dx, dy, zoom, turn = jax.random.uniform(of_motion, (4,), minval=-1) * jnp.array([SHIFT, SHIFT, ZOOM, TURN])
+    h, w = image.shape[:2]
+    y, x = jnp.mgrid[:h, :w] - jnp.array([h - 1, w - 1])[:, None, None] / 2
+    cos, sin = jnp.exp(zoom) * jnp.cos(turn), jnp.exp(zoom) * jnp.sin(turn)
+    along = jnp.stack([cos * x - sin * y + dx - x, sin * x + cos * y + dy - y], -1)
+    moved = flow.warp(image, along) + noise * jax.random.normal(of_noise, image.shape)
+    return jnp.clip(moved, 0, 1), Motion(along, flow.inside(along))
 
 
 def first(frame: Image, painted: Image) -> Before:

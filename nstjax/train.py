@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Bool, Float, Int, Key
 
-from nstjax import losses
+from nstjax import losses, metrics
 from nstjax.errors import InputError
 from nstjax.typing import Array, Image, Images
 
@@ -86,6 +86,7 @@ def perceptual(
     statistic: Callable[..., Any] = losses.gram,
     content_distance: Callable[..., Any] = losses.mse,
     style_distance: Callable[..., Any] = losses.mse,
+    shake: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Johnson's loss (2016, arXiv 1603.08155) for `make_step`: content, style and total variation of a net's images.
 
@@ -98,6 +99,9 @@ def perceptual(
         forward: (params, stats, batch [N, H, W, 3], keys [N]) -> (images [N, H, W, 3], stats).
         extract: (params, image) -> {layer: activations}.
         content_distance, style_distance: Pandey's variants (2018) take `losses.charbonnier`.
+        shake: (image, key) -> (the next frame, its motion), as `stable.shaken`. With it there is a term "stable", of
+            the weight of that name: the warping error between the net's images of the next frame and of the image,
+            along the known motion.
     """
 
     def loss(params: Any, stats: Any, batch: Any, keys: Any, data: Any) -> tuple[Float[Array, ""], Any]:
@@ -116,7 +120,12 @@ def perceptual(
                 "tv": losses.total_variation(stylized),
             }
 
-        terms = {name: x.mean() * data["weights"][name] for name, x in jax.vmap(each)(stylized, batch).items()}
+        found = jax.vmap(each)(stylized, batch)
+        if shake is not None:
+            following, motion = jax.vmap(shake)(batch, keys)
+            after, _ = forward(params, stats, following, keys)
+            found |= {"stable": jax.vmap(metrics.warping_error)(after, stylized, *motion)}
+        terms = {name: x.mean() * data["weights"][name] for name, x in found.items()}
         return sum(terms.values()), (terms, stats)
 
     return loss

@@ -43,7 +43,22 @@ def test_a_frame_is_held_to_the_painted_one_moved_onto_it():
     start, held, seen = clips.onto(frame, [earlier], [painted[:, :72]])
     assert seen[8:-8, 8:60].mean() > 0.95 and seen[:, -3:].mean() < 0.1
     assert np.abs(held - painted[:, 4:76])[8:-8, 8:60].mean() < 0.01
-    np.testing.assert_allclose(start, seen[..., None] * held + (1 - seen[..., None]) * frame, atol=1e-6)
+    np.testing.assert_allclose(start[seen > 0.99], held[seen > 0.99], atol=0.01)
+    assert np.abs(start[8:-8, -1] - painted[8:-8, 71]).mean() < 0.03  # beyond the border, which is repeated
+
+
+def test_what_comes_into_view_starts_from_what_was_painted_there():
+    """Behind a disk that moves away the start is the painting, disk and all, and neither the frame nor nothing."""
+    frame = texture(0)[:, :72]
+    y, x = np.mgrid[:64, :72]
+    disk = lambda cx: ((x - cx) ** 2 + (y - 32) ** 2 < 14**2)[..., None]  # noqa: E731
+    before, after = (np.where(disk(cx), 0.9, frame).astype(np.float32) for cx in (30, 36))
+    painted = np.where(disk(30), [0.9, 0.1, 0.1], [0.1, 0.2, 0.7]).astype(np.float32)
+    start, _, seen = clips.onto(after, [before], [painted])
+    uncovered = (disk(30) & ~disk(36))[..., 0]
+    assert seen[uncovered].mean() < 0.5
+    from_painting = np.abs(start[..., None, :] - np.array([[0.9, 0.1, 0.1], [0.1, 0.2, 0.7]])).mean(-1).min(-1)
+    assert from_painting[uncovered].mean() < 0.05
 
 
 def test_long_term_finds_what_was_hidden_for_a_moment():
@@ -121,6 +136,14 @@ def test_the_first_frame_is_painted_as_an_image(paint, narrow_vgg):
     *_, last = neural_style.paint(frame, [STYLE], preset="fast", steps=6, params=narrow_vgg)
     first = pictures(paint([frame]))[0]
     np.testing.assert_array_equal(first, np.rint(last.image * 255).astype(np.float32) / 255)
+
+
+def test_after_a_cut_a_frame_is_painted_as_the_first(paint):
+    other = texture(8, (48, 56))
+    cut = pictures(paint([*noisy(2), other, other]))
+    alone = pictures(paint([other]))[0]
+    np.testing.assert_array_equal(cut[2], alone)
+    assert np.abs(cut[3] - alone).mean() < 0.05
 
 
 def test_resuming_gives_the_same_frames(paint):

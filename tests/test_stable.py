@@ -116,3 +116,31 @@ def test_strokes_keep_their_contrast():
         before, picture = HOLD(before, frame, np.float32(each.clip(0, 1)), strength=0.8)
     assert 0.65 < np.std(picture) / np.std(strokes[-1]) < 1.1
     assert np.abs(picture - np.float32(strokes[-1])).mean() > 0.3 * np.std(strokes)  # and are not the last ones
+
+
+def test_the_next_frame_of_a_photo_moves_as_told():
+    photo = ndimage.gaussian_filter(np.random.default_rng(0).uniform(size=(40, 56, 3)), (1, 1, 0)).astype(np.float32)
+    y, x = np.mgrid[:40, :56].astype(float)
+    corners = []
+    for i in range(8):
+        frame, motion = stable.shaken(photo, jax.random.key(i), noise=0.0)
+        px, py = x + motion.flow[..., 0], y + motion.flow[..., 1]
+        expected = [ndimage.map_coordinates(c, (py, px), order=1, mode="nearest") for c in np.moveaxis(photo, 2, 0)]
+        np.testing.assert_allclose(frame, np.stack(expected, 2), atol=1e-4)
+        np.testing.assert_array_equal(motion.seen, (px >= -0.5) & (px <= 55.5) & (py >= -0.5) & (py <= 39.5))
+        # A shift, a zoom and a turn: straight on, and square.
+        right, down = (np.diff(np.stack([px, py], -1), axis=axis) for axis in (1, 0))
+        assert max(np.ptp(right, axis=(0, 1)).max(), np.ptp(down, axis=(0, 1)).max()) < 1e-4
+        np.testing.assert_allclose(right[0, 0] * [1, -1], down[0, 0][::-1], atol=1e-4)
+        zoom, turn = np.linalg.norm(right[0, 0]), np.arctan2(right[0, 0, 1], right[0, 0, 0])
+        assert abs(np.log(zoom)) <= stable.ZOOM + 1e-5 and abs(turn) <= stable.TURN + 1e-5
+        center = motion.flow[19:21, 27:29].mean((0, 1))
+        assert np.abs(center).max() <= stable.SHIFT
+        corners.append([*center, np.log(zoom) * 100, turn * 100])
+    assert np.std(corners, axis=0).min() > 0.5  # of all kinds, by the key
+
+
+def test_the_next_frame_has_a_cameras_noise():
+    gray = np.full((64, 64, 3), 0.5, np.float32)
+    frame, _ = stable.shaken(gray, jax.random.key(0), noise=0.05)
+    assert np.std(frame - gray) == pytest.approx(0.05, rel=0.05)

@@ -235,11 +235,8 @@ BUNDLED = sorted(path.stem for path in STYLES.glob("*.safetensors"))
 def test_the_styles_that_ship_are_small_and_tell_how_they_were_made():
     manifest = json.loads((STYLES / "manifest.json").read_text())
     assert set(manifest) == {f"{name}.safetensors" for name in BUNDLED}
-    assert (
-        sum("-" not in name for name in BUNDLED) == 9
-        and "wct" in BUNDLED
-        and {f"udnie-{net}" for net in PANDEY} <= set(BUNDLED)
-    )
+    assert sum("-" not in name for name in BUNDLED) == 10
+    assert {"wct", "starry_night_stable", *(f"udnie-{net}" for net in PANDEY)} <= set(BUNDLED)
     for name, entry in manifest.items():
         assert (STYLES / name).stat().st_size == entry["bytes"] < 7.1e6
         assert entry["seconds"] > 0 and entry["hardware"] and entry["painting"] and entry["photographs"]

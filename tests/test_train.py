@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import narrow_vgg as narrow
 
-from nstjax import checkpoint, features, losses, nets, parallel, resumable, train
+from nstjax import checkpoint, features, flow, losses, nets, parallel, resumable, stable, train
 from nstjax.errors import InputError
 from nstjax.features import vgg
 from nstjax.nets import adain, layers, texture
@@ -122,6 +122,55 @@ def test_a_rate_of_zero_changes_nothing_but_the_counts(one_step):
     still, _ = jax.jit(make())(state, batch, data | {"rate": jnp.zeros(())})
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (state.params, still.params)), strict=True))
     assert int(still.step) == 1
+
+
+# --- nets that hold still
+
+
+def stability(forward, shake, data):
+    """The term "stable" of images that a function paints, of weight 2."""
+    loss = train.perceptual(forward, vgg.features, shake=shake)
+    keys = jax.random.split(jax.random.key(0), 3)
+    more = {"weights": data["weights"] | {"stable": 2.0}}
+    _, (terms, stats) = jax.jit(loss)(0.0, {}, pictures(3), keys, data | more)
+    assert stats == {}
+    return float(terms["stable"])
+
+
+def to_the_right(image, key):
+    """The next frame of a camera that goes 2 pixels to the right."""
+    along = jnp.broadcast_to(jnp.array([2.0, 0.0]), (*image.shape[:2], 2))
+    return flow.warp(image, along), stable.Motion(along, flow.inside(along))
+
+
+def test_a_net_that_moves_with_its_image_is_stable(one_step):
+    _, _, data, *_ = one_step
+    negative = lambda params, stats, batch, keys: (1 - batch, stats)  # noqa: E731
+    still = functools.partial(stable.shaken, noise=0.0)
+    assert stability(negative, still, data) == pytest.approx(0, abs=1e-10)
+    assert 0.5 * 2 * 0.05**2 < stability(negative, functools.partial(stable.shaken, noise=0.05), data) < 2 * 0.05**2
+
+
+def test_strokes_that_stay_where_they_are_cost_their_change_along_the_motion(one_step):
+    _, _, data, *_ = one_step
+    ramp = jnp.broadcast_to(0.03 * jnp.arange(16)[:, None], (16, 16, 3))
+    fixed = lambda params, stats, batch, keys: (0 * batch + ramp, stats)  # noqa: E731
+    assert stability(fixed, to_the_right, data) == pytest.approx(2 * (2 * 0.03) ** 2, rel=1e-4)
+    downward = lambda params, stats, batch, keys: (0 * batch + ramp.swapaxes(0, 1), stats)  # noqa: E731
+    assert stability(downward, to_the_right, data) == pytest.approx(0, abs=1e-10)
+
+
+def test_training_for_stability_lowers_it_and_leaves_the_others_finite():
+    state, _, data, forward = setting(layers.BatchNorm)
+    data["weights"] = {"content": 0.0, "style": 0.0, "tv": 0.0, "stable": 1.0}
+    adam = optax.adam(3e-3)
+    step = jax.jit(train.make_step(train.perceptual(forward, vgg.features, shake=stable.shaken), adam))
+    state, history = state._replace(optimizer=adam.init(state.params)), []
+    for i in range(25):
+        state, terms = step(state, pictures(4, seed=i), data)
+        assert np.isfinite(list(map(float, terms.values()))).all()
+        history.append(float(terms["stable"]))
+    assert np.mean(history[-5:]) < 0.7 * np.mean(history[:5])
 
 
 # --- the other nets' losses

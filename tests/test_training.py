@@ -239,6 +239,7 @@ BAD = {
     ),
     "output is a device": ("texture", ["--output", "/dev/null"], "/dev/null: is a device"),
     "content of a texture": ("texture", ["--content-weight", "1"], "--content-weight"),
+    "stable by less than nothing": ("transform", ["--stable", "-1"], "--stable: -1.0"),
     "nothing to learn": ("transform", ["--content-weight", "0", "--style-weight", "0"], "--style-weight"),
     "a texture of nothing": ("texture", ["--style-weight", "0"], "--style-weight"),
     "processes without coordinator": ("texture", ["--processes", "2"], "--coordinator"),
@@ -294,6 +295,22 @@ def test_a_trained_net_is_started_from(run, here, capsys):
     with pytest.raises(SystemExit) as stop:
         run("adain", "--init", first, folder="fourth", steps=1)
     assert stop.value.code == 2 and "another kind of net" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_net_learns_to_hold_still_and_goes_on_to_the_bit(run, here):
+    whole = run("transform", "--stable", 1e4, folder="still", steps=4)
+    run("transform", "--stable", 1e4, folder="still-parts", steps=2)
+    parts = run("transform", "--stable", 1e4, "--resume", folder="still-parts", steps=4)
+    assert parts.read_bytes() == whole.read_bytes()
+    rows, plain = resumable.history(here / "still"), run("transform", folder="nervous")
+    assert len(rows) == 4 and all(row["stable"] > 0 for row in rows)
+    before = resumable.history(here / "nervous")
+    assert all("stable" not in row for row in before)
+    # The first step's other terms are those of a training without.
+    for name in ("content", "style", "tv"):
+        assert rows[0][name] == pytest.approx(before[0][name], rel=1e-4)
+    leaves = [jax.tree.leaves(io.load(path)[1]) for path in (whole, plain)]
+    assert any(not np.array_equal(a, b) for a, b in zip(*leaves, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["texture", "ulyanov"])
