@@ -35,7 +35,8 @@ SETTINGS = Settings(output=Path("losses"))
 # {group: {run: {term: weight}}}. Weights are in units of their losses (`terms.units`), and meant, from short scans, to
 # keep about the same content in the images of one group.
 Group = Literal[
-    "distances", "tv", "alpha", "laplacian", "perceptual", "patches", "nearest", "wasserstein", "adain", "augustins"
+    Literal["distances", "tv", "alpha", "laplacian", "perceptual", "patches", "nearest", "wasserstein", "sliced"],
+    Literal["transport", "neighbors", "adain", "augustins"],
 ]
 BASE = {"content": 1.0, "style": 10.0}
 BASELINE = "MSE for content and style"
@@ -61,6 +62,13 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     },
     "nearest": {"nearest patches": {"content": 1.0, "nearest": 2.0}},
     "wasserstein": {"Wasserstein-2": {"content": 1.0, "wasserstein": 4.0}},
+    "sliced": {"sliced Wasserstein": {"content": 1.0, "sliced": 4.0}},
+    "transport": {
+        "relaxed earth mover’s distance": {"content": 1.0, "earth_movers": 4.0},
+        "relaxed earth mover’s distance and palette": {"content": 1.0, "earth_movers": 4.0, "palette": 1.0},
+        "self-similarity for content": {"self_similarity": 1.0, "earth_movers": 4.0, "palette": 1.0},
+    },
+    "neighbors": {"nearest neighbors of the content": {"content": 0.2, "neighbors": 4.0}},
     "adain": {
         "reconstruction of AdaIN’s image": {"reconstruction": 3.0, "style": 10.0},
         "content and AdaIN’s image": BASE | {"reconstruction": 3.0},
@@ -68,10 +76,12 @@ GROUPS: dict[Group, dict[str, dict[str, float]]] = {
     "augustins": {},  # as they depend on the size, see `setups`
 }
 HEADINGS: tuple[str, ...] = ("MSE, Charbonnier, norms", "Total variation", "Weight of the style, α", "Laplacian")
-HEADINGS += ("Perceptual", "Gram of cells", "Nearest patches", "Wasserstein-2", "AdaIN’s image", "Augustins’s weights")
+HEADINGS += ("Perceptual", "Gram of cells", "Nearest patches", "Wasserstein-2", "Sliced Wasserstein")
+HEADINGS += ("Optimal transport", "Nearest neighbors", "AdaIN’s image", "Augustins’s weights")
 HEADING = dict(zip(GROUPS, HEADINGS, strict=True))
 QUICK: tuple[Group, ...] = ("distances", "tv", "alpha", "laplacian", "wasserstein")
-ALONE = ("perceptual", "patches", "nearest", "wasserstein")  # too slow to be compiled into the others' program
+# Too slow to be compiled into the others' program.
+ALONE = ("perceptual", "patches", "nearest", "wasserstein", "sliced", "transport", "neighbors")
 APART = ("alpha", "augustins")  # other weights rather than other losses
 
 TEXT = report.Text(
@@ -102,7 +112,8 @@ def main(
         style: the style image.
         groups: by default all, with --quick five: distances (Pandey's), tv (Kitov's), alpha (his weight of the style),
             laplacian, perceptual (LPIPS, Johnson's), patches (statistics of cells), nearest (patches), wasserstein,
-            adain (its image), augustins (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
+            sliced (Wasserstein), transport (STROTSS's), neighbors (nearest hypercolumns), adain (its image), augustins
+            (his weights of layers, his α of 128, 256, 512 pixels up to 2 --size).
         weights: bundled, keras or torchvision (downloaded; makes LPIPS the calibrated one), or a file of VGG-19.
         truth: what AdaIN's image is.
         settings: those of every study.

@@ -141,7 +141,7 @@ def budget(
     limit = limit or 0.7 * memory.available()
     shared = jax.default_backend() == "cpu"  # its devices share one memory
     scene = memory.Scene(
-        shape=content,
+        shape=(content[0] + 2 * recipe.border, content[1] + 2 * recipe.border),
         network=recipe.network,
         content_layers=recipe.content_layers,
         style_layers=recipe.style_layers,

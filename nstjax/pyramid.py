@@ -35,14 +35,16 @@ def sizes(size: int, *, scales: int | None = None, smallest: int = 128, ratio: f
     return [round(size / ratio**i) for i in reversed(range(scales))]
 
 
-def scales(sizes: Sequence[int], work: int, *, coarse: float = 1 / 3, margin: float = 0.0) -> tuple[Scale, ...]:
+def scales(
+    sizes: Sequence[int], work: int, *, coarse: float = 1 / 3, margin: float = 0.0, border: int = 0
+) -> tuple[Scale, ...]:
     """A `Scale` for each size, whose steps cost together as much as `work` steps at the last one; at least 1 each.
 
     coarse: steps at a coarser size for each step at the last one; they need only lay out the image. margin: border of
-    the coarser sizes, as a share of their long side.
+    the coarser sizes, as a share of their long side. border: the least margin of every size, in pixels.
     """
-    margins = [round(margin * size) for size in sizes[:-1]] + [0]
-    costs = [((size + 2 * margin) / sizes[-1]) ** 2 for size, margin in zip(sizes, margins, strict=True)]
+    margins = [max(border, round(margin * size)) for size in sizes[:-1]] + [border]
+    costs = [((size + 2 * margin) / (sizes[-1] + 2 * border)) ** 2 for size, margin in zip(sizes, margins, strict=True)]
     share = work / (1 + coarse * sum(costs[:-1]))
     steps = [max(1, round(coarse * share))] * (len(sizes) - 1) + [max(1, round(share))]
     return tuple(map(Scale, sizes, steps, margins, costs))

@@ -74,6 +74,9 @@ class Recipe(NamedTuple):
     margin: float = 1 / 16
     """width of the reflected border on which coarse sizes are painted, as a share of their long side: what zero
     padding does to a rim grows with every enlargement."""
+    border: int = 0
+    """pixels of reflected border on which every size is painted, and which are cut off: a loss of single positions,
+    rather than of statistics, shows the network's padding in a rim."""
     balance: float = 300.0
     """ratio of style to content at strength 0.5, each in a unit of its own."""
     variables: Literal["auto", "pixels", "levels"] = "auto"
@@ -166,6 +169,7 @@ PRESETS: dict[str, Recipe] = {
         margin=0.0,
         balance=4.0,
         variables="levels",
+        border=8,
         faded=3,
     ),
     # After STROTSS (Kolkin 2019).
@@ -259,6 +263,8 @@ def _check_numbers(recipe: Recipe) -> None:
             raise InputError(
                 f"{getattr(recipe, name)}: give a number of at least {least} and under {below}", argument=name
             )
+    if not (0 <= recipe.border < MINIMUM and recipe.border == int(recipe.border)):
+        raise InputError(f"{recipe.border}: give a number of pixels from 0 to {MINIMUM - 1}", argument="border")
     if not (recipe.faded >= 0 and recipe.faded == int(recipe.faded)):
         raise InputError(f"{recipe.faded}: give a number of levels, 0 or more", argument="faded")
     if recipe.strength is not None and not 0 <= recipe.strength <= 1:
@@ -295,7 +301,7 @@ def schedule(recipe: Recipe, shape: tuple[int, int]) -> tuple[pyramid.Scale, ...
     if recipe.scales is not None and wide_enough != sizes:
         raise InputError(f"{recipe.scales}: a size would be under {MINIMUM} pixels; give fewer", argument="scales")
     wide_enough += [long] * (recipe.passes - 1)
-    return pyramid.scales(wide_enough, recipe.steps, coarse=recipe.coarse, margin=recipe.margin)
+    return pyramid.scales(wide_enough, recipe.steps, coarse=recipe.coarse, margin=recipe.margin, border=recipe.border)
 
 
 def style_size(recipe: Recipe, style: tuple[int, int], content: tuple[int, int]) -> int:

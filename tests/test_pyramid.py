@@ -65,6 +65,12 @@ def test_one_scale_takes_all_steps():
     assert pyramid.scales([384], 200) == (pyramid.Scale(384, 200, 0, 1.0),)
 
 
+def test_every_size_has_at_least_the_border():
+    every = pyramid.scales([64, 128, 256], 40, coarse=1.0, margin=1 / 16, border=6)
+    assert [scale.margin for scale in every] == [6, 8, 6]
+    assert every[-1].cost == 1.0 and every[0].cost == (76 / 268) ** 2
+
+
 def test_enlarging_an_untouched_picture_gives_all_its_detail():
     after = np.random.default_rng(0).uniform(0.2, 0.8, (24, 32, 3)).astype(np.float32)
     before = images.resize(after, (12, 16))

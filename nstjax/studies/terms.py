@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nstjax import losses, metrics, objectives, patches
+from nstjax import distributions, losses, metrics, neighbors, objectives, patches
 from nstjax.features import vgg
 from nstjax.losses import Activations, Distance, Statistic
 from nstjax.studies import measures
@@ -19,6 +20,7 @@ SOME = dict.fromkeys(LAYERS[:4], 1.0)  # cells of block 5 would be too small
 CROWSON = dict(zip(LAYERS, np.array([256, 64, 16, 4, 1]) / 341, strict=True))
 AUGUSTINS = dict(zip(LAYERS, np.array([0.2, 0.2, 0.4, 0.2, 0.0]) / 4, strict=True))  # a quarter: Gatys 2015, eq. 4
 JOHNSON = "relu2_2"  # of VGG-16, whose activations Johnson's feature loss compares (arXiv 1603.08155, section 4.1)
+DEEP = {"relu3_1": 1.0, "relu4_1": 1.0}  # whose features are compared one by one
 CELLS = 4  # cells of a side, in which statistics are taken patch by patch
 
 
@@ -26,6 +28,7 @@ class Scene(NamedTuple):
     """What terms can compare an image with."""
 
     content: Image
+    style: Image
     reference: Image
     heads: Any  # LPIPS's
     kept: dict[str, Any]  # features of the content image, {network: {layer: [h, w, C]}}
@@ -92,6 +95,25 @@ def _prior(of_image: Callable[[Image], Any]) -> Term:
     return Term("change", lambda x, image, _: of_image(image))
 
 
+def _sliced(x: Activations, y: Activations) -> Any:
+    """Along the same random directions at every step, as many as channels."""
+    return distributions.sliced_wasserstein(x, y, key=jax.random.key(0))
+
+
+def _colors(image: Image) -> Any:
+    """Every fourth pixel of every fourth row."""
+    return image[::4, ::4]
+
+
+def _neighbors_of(scene: Scene) -> Any:
+    """The content's hypercolumns, each replaced by its nearest neighbor in the style image."""
+    own, style = (
+        neighbors.hypercolumns(x, DEEP, shape=(max(1, image.shape[0] // 4), max(1, image.shape[1] // 4)))
+        for x, image in ((scene.kept["vgg19"], scene.content), (scene.wanted, scene.style))
+    )
+    return neighbors.replaced(own, [neighbors.Pool(style, jnp.ones(style.shape[:2], bool))], spread=1.0)
+
+
 _cells = partial(patches.patchwise, statistic=losses.gram, grid=CELLS)
 TERMS = {
     "content": _content(losses.mse),
@@ -107,10 +129,19 @@ TERMS = {
     "style_frobenius": _style(losses.gram, losses.frobenius),
     "cells": _style(_cells, layers=SOME, target=_everywhere),
     "composition": _style(_cells, layers=SOME),
-    "nearest": _style(losses.activations, patches.nearest, layers={"relu3_1": 1.0, "relu4_1": 1.0}),
+    "nearest": _style(losses.activations, patches.nearest, layers=DEEP),
     "wasserstein": _style(
         losses.gaussian, losses.wasserstein2, layers=CROWSON, target=lambda x: losses.with_root(losses.gaussian(x))
     ),
+    "sliced": _style(losses.activations, _sliced, layers=CROWSON),
+    "earth_movers": _style(losses.activations, distributions.relaxed_earth_movers, layers=DEEP),
+    "palette": Term("change", lambda x, image, t: distributions.palette(_colors(image), t), lambda s: _colors(s.style)),
+    "self_similarity": Term(
+        "keep",
+        lambda x, _, target: distributions.self_similarity(x["vgg19"]["relu4_1"], target),
+        lambda s: s.kept["vgg19"]["relu4_1"],
+    ),
+    "neighbors": Term("change", lambda x, image, t: neighbors.loss(x["vgg19"], image, t, DEEP, None), _neighbors_of),
     "reconstruction": Term("change", lambda x, image, t: losses.mse(image, t), lambda s: s.reference),
     "tv power 2": _prior(losses.total_variation),
     "tv power 1.25": _prior(partial(losses.total_variation, power=1.25)),
@@ -128,7 +159,7 @@ def targets(
 ) -> dict[str, Any]:
     """Return what each of the terms compares with, {term: target}."""
     wanted = vgg.features(params["vgg19"], style)
-    scene = Scene(content, reference, heads, measures.networks(params, content), wanted)
+    scene = Scene(content, style, reference, heads, measures.networks(params, content), wanted)
     return {name: TERMS[name].target(scene) for name in names}
 
 
