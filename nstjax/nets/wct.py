@@ -24,7 +24,7 @@ COMPARED = ("relu1_1", "relu2_1", "relu3_1")  # layers of the decoded image that
 TRUE = 0.25  # share of images whose decoding goes on with VGG's own features, at each layer, in training
 PIXELS = 0.05  # about the variance of photos' pixels
 # Added to eigenvalues of the content's features of a mean square of 1, so that what hardly varies is not made strokes.
-RIDGE = 1e-2
+RIDGE = 0.1
 
 Style = Mapping[str, losses.Gaussian]  # of each layer in LEVELS
 
