@@ -211,7 +211,7 @@ def test_method_wct_decodes_features_region_by_region(photo, photos, monkeypatch
 
 
 def test_the_bundled_decoder_gives_photos_the_light_of_others():
-    """With the bundled VGG-19 and decoder: the reference's colors, and the photo's edges."""
+    """With the bundled VGG-19 and decoder: the reference's colors, by locally affine functions of the photo's."""
     net, variables, _ = io.load("wct")
     params = features.load("vgg19", layers=tuple(LEVELS))
     content = images.load(weights.PICTURES / "astronaut.jpg", size=(64, 96))
@@ -221,6 +221,8 @@ def test_the_bundled_decoder_gives_photos_the_light_of_others():
     result = photorealism.rendered(content, content, painted, pairs)
     before, after = (np.abs(x.mean((0, 1)) - style.mean((0, 1))).max() for x in (content, result))
     assert after < 0.3 * before
-    assert metrics.edge_ssim(result, content) > 0.7
+    # The decoder's grain is no function of the photo's colors, and goes.
+    assert metrics.edge_ssim(result, content) > 1.5 * metrics.edge_ssim(painted, content)
+    assert metrics.outside_affine(result, content) < 0.2 * metrics.outside_affine(painted, content)
     same = photorealism.decoded(content, content, [pairs[0][:1] * 2], params=params, decoder=net, variables=variables)
     assert np.square(same - content).mean() < 0.1 * content.var()
