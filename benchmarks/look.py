@@ -80,7 +80,7 @@ def main(
     chosen = [tuple(paths[i % len(paths)] for paths in found.values()) for i in range(pairs)]
     square = lambda path: images.cover(images.load(path), (size, size))  # noqa: E731
     rows: list[dict] = []
-    gallery: list[cards.Row] = []
+    gallery: list[tuple[str, list[cards.Thumbnail]]] = []
     clouds: dict[str, losses.Sums] = {}  # the styles' by "", every preset's by its name
     for number, names, preset, file in painted(chosen, presets, size, output, square):
         content, style = map(square, names)
@@ -102,16 +102,18 @@ def main(
 
 def painted(chosen, presets, size, output, square):
     """Yield (number, (content, style), preset, file) of every image, once it is painted."""
-    limit, spent = 0.7 * memory.available(), {preset: [] for preset in presets}
+    limit, spent = 0.7 * memory.available(), dict[str, list[float]]((preset, []) for preset in presets)
     for i, (number, preset) in enumerate((number, preset) for number in range(len(chosen)) for preset in presets):
         file = output / f"{number:02}-{preset}.png"
         identity = {"Content": chosen[number][0].name, "Style": chosen[number][1].name, "Size": str(size)}
-        identity["Recipe"] = repr(neural_style.PRESETS[preset]._replace(method=None, content_distance=None))
+        recipe = neural_style.PRESETS[preset]._asdict()
+        identity["Recipe"] = repr({name: x for name, x in recipe.items() if name not in ("method", "content_distance")})
         if not (file.exists() and identity.items() <= images.metadata(file).items()):
             host.release_memory()
             peak(restart=True)
             start = time.perf_counter()
-            image = paint(*map(square, chosen[number]), preset, limit)
+            content, style = map(square, chosen[number])
+            image = paint(content, style, preset, limit)
             spent[preset].append(time.perf_counter() - start)
             taken = {"seconds": f"{spent[preset][-1]:.2f}", "gigabytes": f"{peak() / 1e9:.3f}"}
             images.save(file, image, metadata={"Software": "nstjax", **identity, **taken})
