@@ -40,7 +40,7 @@ def forward(name, size):
 
     net, image = nets.NETS[name], np.random.default_rng(0).uniform(size=(1, size, size, 3)).astype(np.float32)
     variables = jax.jit(net.init)(jax.random.key(0), image[:, :64, :64])
-    paint = jax.jit(net.clone(fast=jax.default_backend() == "cpu").apply)
+    paint = jax.jit(nets.in_fast_form(net).apply)
     return lambda: jax.block_until_ready(paint(variables, image))
 
 

@@ -65,9 +65,11 @@ def measure_nstjax(name, size, repeats):
     import jax
     import numpy as np
 
+    from nstjax import nets
+
     image = jax.device_put(np.random.default_rng(0).uniform(size=(1, size, size, 3)).astype(np.float32))
     net, variables = initial(name, image[:, :16, :16])
-    paint = jax.jit(net.clone(fast=jax.default_backend() == "cpu").apply)
+    paint = jax.jit(nets.in_fast_form(net).apply)
     return times_of(lambda: jax.block_until_ready(paint(variables, image)), repeats)
 
 

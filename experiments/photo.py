@@ -23,6 +23,7 @@ from nstjax import (
     files,
     images,
     memory,
+    nets,
     neural_style,
     photorealism,
     recipes,
@@ -77,8 +78,8 @@ def main() -> None:
             painted = photorealism.recolored(content, style, pairs)
         elif flags.method == "wct":
             decoder, variables, _ = io.load("wct")
-            by = {"params": features.load("vgg19", layers=tuple(LEVELS)), "decoder": decoder, "variables": variables}
-            painted = photorealism.decoded(content, style, pairs, **by)
+            params, decoder = features.load("vgg19", layers=tuple(LEVELS)), nets.in_fast_form(decoder)
+            painted = photorealism.decoded(content, style, pairs, params=params, decoder=decoder, variables=variables)
         else:
             shapes = [style.shape[:2]] * len(pairs)
             held = {"limit": limit, "regions": len(pairs), "reading": photo.nbytes}

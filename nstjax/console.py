@@ -34,7 +34,7 @@ HELP = """usage: nstjax COMMAND [names] [-o OUTPUT] [flags]
 Neural style transfer: a photo in the style of a painting.
 
   nstjax paint photo.jpg painting.jpg -o out.png        optimize the image
-  nstjax stylize photo.jpg painting.jpg -o out.png      in one pass, less fine
+  nstjax stylize photo.jpg painting.jpg -o out.png      paint in one pass
   nstjax stylize photo.jpg starry_night -o out.png      run a trained net
   nstjax train painting.jpg photos/ -o net.safetensors  train such a net
   nstjax styles                                         list the bundled ones

@@ -134,15 +134,10 @@ def _finished(content: Image, stylized: Image, *, strength: float, preserve_colo
     return color.recolored(mixed, content, method=preserve_color)
 
 
-def _fast() -> bool:
-    """Whether the nets' fast forms are faster."""
-    return jax.default_backend() == "cpu"
-
-
 def _by_transform_net(
     net: nets.TransformNet, variables: Mapping[str, Any], *, limit: float
 ) -> Callable[[Images], Images]:
-    net = net.clone(fast=_fast())
+    net = nets.in_fast_form(net)
     strips = jax.jit(partial(tiled.apply, net), static_argnames="rows")
 
     def stylize(images: Images) -> Images:
@@ -157,7 +152,7 @@ def _by_adain(
 ) -> Callable[[Images], Images]:
     params = features.load("vgg19", layers=("relu4_1",))
     each = jnp.concatenate([adain.targets(params, image[None]) for image in styles])
-    target, decoder = adain.blend(each, blend or (1.0,) * len(styles)), net.clone(fast=_fast())
+    target, decoder = adain.blend(each, blend or (1.0,) * len(styles)), nets.in_fast_form(net)
     stylize = jax.jit(lambda params, variables, x: adain.stylize(params, decoder, variables, x, target, alpha=strength))
     return partial(stylize, params, variables)
 
@@ -166,8 +161,9 @@ def _by_wct(
     net: nets.Decoder, variables: Mapping[str, Any], styles: Sequence[Image], blend: Sequence[float], *, strength: float
 ) -> Callable[[Images], Images]:
     params = features.load("vgg19", layers=tuple(LEVELS))
-    targets = [wct.style(params, image) for image in styles]
-    decoder, shares = net.clone(fast=_fast()), np.array(blend or [1.0] * len(styles), np.float32)
+    of_style = jax.jit(wct.style)
+    targets = [of_style(params, image) for image in styles]
+    decoder, shares = nets.in_fast_form(net), np.array(blend or [1.0] * len(styles), np.float32)
     shares /= shares.sum()
 
     @jax.jit

@@ -209,8 +209,7 @@ def targets(
 
 def for_training(net: Any) -> Any:
     """A net as it is trained: in its fast form on CPU, with batch normalization over the images of all devices."""
-    if jax.default_backend() == "cpu" and hasattr(net, "fast"):
-        net = net.clone(fast=True)
+    net = nets.in_fast_form(net)
     if jax.device_count() > 1 and getattr(net, "norm", None) is layers.BatchNorm:
         net = net.clone(norm=partial(layers.BatchNorm, axis_name=AXIS))
     return net

@@ -42,6 +42,26 @@ def transform(
     return x + strength * ((x - content.mean) @ matrix + style.mean - x)
 
 
+def mixed(
+    x: Float[Array | np.ndarray, "h w c"],
+    pairs: Sequence[tuple[Mask, losses.Gaussian]],
+    *,
+    strength: float | losses.Scalar = 1.0,
+    floor: float = FLOOR,
+    ridge: float = 0.0,
+) -> Float[Array, "h w c"]:
+    """`transform` of each region of x by a style of its own.
+
+    Args:
+        pairs: (mask of x, the style); the masks sum to 1 where all is transformed, and mix where they are between.
+    """
+    out = jnp.asarray(x)
+    for region, target in pairs:
+        new = transform(x, target, mask=region, strength=strength, floor=floor, ridge=ridge)
+        out = out + jnp.asarray(region)[..., None] * (new - x)
+    return out
+
+
 def by_regions(
     x: Float[Array | np.ndarray, "h w c"],
     style: Float[Array | np.ndarray, "_ _ c"],
@@ -58,15 +78,13 @@ def by_regions(
         pairs: masks (of x, of the style); those of x sum to 1 where all is transformed, and mix where they are between.
         least: a region whose masks sum to less, in either image, is skipped and stays as it is.
     """
-    out, skipped = jnp.asarray(x), []
+    kept, skipped = [], []
     for i, (region, learned) in enumerate(pairs):
         if min(np.asarray(region).sum(), np.asarray(learned).sum()) < least:
             skipped.append(i)
-            continue
-        target = losses.gaussian(style, mask=learned)
-        new = transform(x, target, mask=region, strength=strength, floor=floor, ridge=ridge)
-        out = out + jnp.asarray(region)[..., None] * (new - x)
-    return out, skipped
+        else:
+            kept.append((region, losses.gaussian(style, mask=learned)))
+    return mixed(x, kept, strength=strength, floor=floor, ridge=ridge), skipped
 
 
 def _power(a: losses.Matrix, exponent: float, floor: float, ridge: float) -> Float[Array, "c c"]:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,8 @@ from nstjax.nets import layers
 from nstjax.nets.decoder import Decoder
 from nstjax.nets.texture import TextureNet
 from nstjax.nets.transform import TransformNet, clip, wide_squash
+
+Net = TypeVar("Net", bound=nn.Module)
 
 NETS: dict[str, nn.Module] = {
     "johnson": TransformNet(upsample=None, norm=layers.BatchNorm, padding="image"),
@@ -34,6 +36,11 @@ NETS: dict[str, nn.Module] = {
     "adain": Decoder(),
     "wct": Decoder(unpool=True),
 }
+
+
+def in_fast_form(net: Net) -> Net:
+    """A net in its fast form on CPU, if it has one; on other platforms the net as it is."""
+    return net.clone(fast=True) if jax.default_backend() == "cpu" and hasattr(net, "fast") else net
 
 
 class Cost(NamedTuple):

@@ -26,8 +26,8 @@ class Decoder(nn.Module):
 
     Args:
         channels: of VGG's blocks 3, 2 and 1.
-        level: number by which the input is divided, so that the decoder trains at the usual learning rates: about the
-            root mean square of relu4_1 with the bundled weights.
+        level: number by which the input is divided, so that the decoder trains at the usual learning rates: of the
+            order of relu4_1 with the bundled weights.
         unpool: undo the pools by the places of the content's maxima instead of by `nearest`, which keeps edges where
             they were (PhotoWCT: Li 2018, arXiv 1802.06474). Such a decoder is WCT's, the other one AdaIN's.
         fast: take the fast forms for CPU.

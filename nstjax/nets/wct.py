@@ -71,12 +71,8 @@ def stylize(
     masks = regions or [jnp.ones(image.shape[:2])]
 
     def change(name: str, x: Features) -> Float[Array, "1 _ _ _"]:
-        before = after = x[0] / LEVELS[name]
-        for region, wanted in zip(masks, styles, strict=True):
-            mask = _resized(region, x)
-            new = wct.transform(before, wanted[name], mask=mask, strength=strength, ridge=RIDGE)
-            after = after + mask[..., None] * (new - before)
-        return LEVELS[name] * after[None]
+        pairs = [(_resized(region, x), wanted[name]) for region, wanted in zip(masks, styles, strict=True)]
+        return LEVELS[name] * wct.mixed(x[0] / LEVELS[name], pairs, strength=strength, ridge=RIDGE)[None]
 
     first = change("relu4_1", acts["relu4_1"])
     decoded: Any = decoder.apply(variables, first, places(acts), change=change, method=Decoder.levels)
@@ -85,10 +81,9 @@ def stylize(
 
 def _resized(mask: Mask, like: Features) -> Float[Array, "_ _"]:
     """A mask at the size of features, which cover what was reflected to multiples of 8."""
-    h, w = mask.shape
-    whole = jnp.pad(jnp.asarray(mask), ((0, -h % 8), (0, -w % 8)), mode="reflect")
+    whole = layers.pad_to_multiple(jnp.asarray(mask)[None, ..., None], 8)
     n, m = like.shape[1:3]
-    return whole.reshape(n, whole.shape[0] // n, m, whole.shape[1] // m).mean((1, 3))
+    return whole.reshape(n, whole.shape[1] // n, m, whole.shape[2] // m).mean((1, 3))
 
 
 def reconstruction(decoder: Decoder) -> Callable[..., tuple[Any, tuple[dict[str, Any], Any]]]:
