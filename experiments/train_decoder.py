@@ -18,6 +18,7 @@ import optax
 import tyro
 
 from nstjax import features, nets, terminal, training
+from nstjax.data import batches
 from nstjax.errors import InputError
 from nstjax.nets import inversion, wct
 from nstjax.nets.decoder import LEVELS, places
@@ -60,8 +61,9 @@ def main(
 
     def start():
         print(f"fitting the start to {FITTED} photos")
-        batch = flags._replace(batch_size=FITTED * jax.process_count())
-        return inversion.fitted(decoder, params, next(training.stream(photos, None, flags=batch))[0], seed=flags.seed)
+        # The same photos on every host, as all start from the same parameters.
+        first = next(batches(photos, batch=FITTED, crop=flags.crop, seed=flags.seed))[0]
+        return inversion.fitted(decoder, params, first, seed=flags.seed)
 
     training.run(
         flags,
